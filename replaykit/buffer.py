@@ -1,0 +1,259 @@
+"""The buffer: a store, a policy that decides what stays, and a retrieval that decides what is replayed."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from replaykit.plan import FunctionPolicy, Plan, Policy
+from replaykit.retrieval import Retrieval, Uniform
+from replaykit.store import Batch, IntArray, Store, describe
+
+if TYPE_CHECKING:
+    from replaykit.probe import Probe
+
+_UNIFORM = Uniform()
+
+
+class Buffer:
+    """A replay memory of `capacity` rows.
+
+    A batch is a flat dict of tensors of equal first dimension. The reserved names are ``x y t logits
+    features weight id``; any other column travels for free.
+
+    Args:
+        capacity: number of rows kept at most.
+        policy: what decides which arrivals stay: an object of `replaykit.policies`, or a function
+            ``(arrivals, store, rng) -> Plan``.
+        retrieval: what `sample` draws by default (uniform, without replacement).
+        device: where the columns live.
+        seed: of this buffer's two generators, one for decisions and one for draws, so that what is kept does
+            not depend on how often the memory is sampled. No global generator is touched.
+        folder: keep the columns in memory-mapped files of this folder (CPU only).
+        check_finite: refuse NaN and infinity in floating columns other than ``x``. By default on for
+            columns that arrive on the CPU; on an accelerator the check would wait for the device.
+
+    Example:
+        >>> import torch
+        >>> from replaykit import Buffer, policies
+        >>> memory = Buffer(500, policies.Reservoir(), seed=0)
+        >>> memory.add({"x": torch.zeros(10, 3, 32, 32, dtype=torch.uint8), "y": torch.arange(10)})
+        10
+        >>> memory.sample(4)["x"].shape
+        torch.Size([4, 3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        policy: Policy | Callable[[Batch, Store, np.random.Generator], Plan],
+        retrieval: Retrieval = _UNIFORM,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int | np.random.Generator = 0,
+        folder: str | os.PathLike[str] | None = None,
+        check_finite: bool | None = None,
+    ) -> None:
+        self.store = Store(capacity, device, folder)
+        self.policy = policy if isinstance(policy, Policy) else FunctionPolicy(policy)
+        self.retrieval = retrieval
+        self.check_finite = check_finite
+        if isinstance(seed, np.random.Generator):
+            self.rng, self.draws = seed, seed.spawn(1)[0]
+        else:
+            self.rng, self.draws = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(2))
+
+    # -- what is in it ----------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def capacity(self) -> int:
+        return self.store.capacity
+
+    @property
+    def seen(self) -> int:
+        """Number of rows offered so far: presentations, so an epoch over n rows counts n."""
+        return self.store.seen
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, whatever the length of the stream."""
+        return self.store.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        return self.store.device
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One column of all stored rows [len, ...] (a copy), in the order of `store.filled`."""
+        return self.store.read(self.store.filled, [name])[name]
+
+    def __repr__(self) -> str:
+        policy = getattr(self.policy, "__name__", type(self.policy).__name__)
+        return (
+            f"Buffer({len(self)} of {self.capacity} rows, {policy}, seen {self.seen}, "
+            f"columns {list(self.store.columns)}, {self.nbytes:,} bytes on {self.device})"
+        )
+
+    # -- the two verbs ----------------------------------------------------------------------------
+
+    def add(self, batch: Batch, probe: Probe | None = None) -> int:
+        """Offer a batch to the memory; returns how many of its rows stayed.
+
+        Args:
+            batch: columns [n, ...]; n may be 0 (nothing happens) or larger than the capacity.
+            probe: what the batch looks like under the model, for policies that ask for it.
+
+        Raises:
+            ValueError, TypeError: the batch does not fit the memory or the policy. Nothing has changed then.
+        """
+        n = self.store.check(batch)
+        if n == 0:
+            return 0
+        self._check_values(batch)
+        if self.policy.needs and probe is None:
+            raise ValueError(
+                f"{type(self.policy).__name__} needs {', '.join(self.policy.needs)} of a probe; "
+                "pass add(batch, probe=Probe(model, ...))"
+            )
+        try:
+            plan = self.policy.plan(batch, self.store, self.rng, probe)
+        except (ValueError, KeyError, TypeError) as error:
+            name = getattr(self.policy, "__name__", type(self.policy).__name__)
+            message = error.args[0] if error.args else error
+            raise type(error)(f"{name}: {message} [batch {describe(batch)}]") from error
+        self._apply(plan, batch)
+        self.store.seen += n
+        return len(plan)
+
+    def sample(self, n: int, retrieval: Retrieval | None = None) -> Batch:
+        """Draw `n` rows, or all of them when fewer are stored: tensors on the buffer's device.
+
+        Raises:
+            ValueError: `n` is below 1, or the memory is empty.
+        """
+        return self.read(self.draw(n, retrieval))
+
+    def draw(self, n: int, retrieval: Retrieval | None = None) -> IntArray:
+        """The slots that `sample` would read."""
+        if n < 1:
+            raise ValueError(f"sample at least 1 row, got {n}")
+        if len(self.store) == 0:
+            raise ValueError("the memory is empty: add a batch before sampling, or ask len(buffer) first")
+        return (retrieval or self.retrieval).rows(self.store, n, self.draws)
+
+    def read(self, slots: IntArray, names: Iterable[str] | None = None) -> Batch:
+        """Rows of given filled slots, in that order."""
+        return self.store.read(slots, names)
+
+    # -- its life ---------------------------------------------------------------------------------
+
+    def resize(self, capacity: int, grow: str = "forbid") -> None:
+        """Change the number of slots.
+
+        Shrinking keeps the law of the policy. Growing cannot give back what was dropped, so it is refused
+        unless `grow` names a way that the policy offers.
+        """
+        keep = self.policy.resize(self.store, capacity, self.rng, grow)
+        self.store.rearrange(keep, capacity)
+
+    def clear(self) -> None:
+        """Forget all rows and all state of the policy; the generators go on."""
+        self.store.clear()
+        self.policy.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to go on bit for bit; loads with ``torch.load(weights_only=True)``."""
+        return {
+            "policy": type(self.policy).__name__,
+            "policy_state": self.policy.state_dict(),
+            "store": self.store.state_dict(),
+            "rng": _generator_state(self.rng),
+            "draws": _generator_state(self.draws),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become the saved memory.
+
+        Raises:
+            ValueError: a state of another policy or capacity, or a corrupt one. Nothing has changed then.
+        """
+        missing = {"policy", "policy_state", "store", "rng", "draws"} - state.keys()
+        if missing:
+            raise ValueError(f"not the state of a buffer: it lacks {sorted(missing)}")
+        if state["policy"] != type(self.policy).__name__:
+            raise ValueError(
+                f"the saved memory was kept by {state['policy']}, this one by {type(self.policy).__name__}"
+            )
+        rng, draws = _generator(state["rng"]), _generator(state["draws"])
+        before = self.policy.state_dict()
+        self.policy.load_state_dict(state["policy_state"])
+        try:
+            self.store.load_state_dict(state["store"])
+        except ValueError:
+            self.policy.load_state_dict(before)
+            raise
+        self.rng, self.draws = rng, draws
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _check_values(self, batch: Batch) -> None:
+        if self.check_finite is False:
+            return
+        for name, value in batch.items():
+            if name == "x" or not value.dtype.is_floating_point:
+                continue
+            if self.check_finite or value.device.type == "cpu":
+                # A sum is finite unless an entry is not (or it overflows, which the full test tells apart).
+                if not math.isfinite(value.detach().sum().item()) and not bool(value.isfinite().all()):
+                    raise ValueError(f"column {name!r} holds NaN or infinity; nothing was stored")
+
+    def _apply(self, plan: Plan, batch: Batch) -> None:
+        if plan.release is not None:
+            self.store.release(plan.release)
+        if plan.revise is not None:
+            self.store.revise(*plan.revise)
+        if len(plan):
+            if plan.columns:
+                source = torch.from_numpy(plan.source)
+                batch = {name: rows.index_select(0, source.to(rows.device)) for name, rows in batch.items()}
+                self.store.write(plan.slot, {**batch, **plan.columns})
+            else:
+                self.store.write(plan.slot, batch, plan.source)
+
+
+def _generator_state(rng: np.random.Generator) -> dict[str, Any]:
+    state = rng.bit_generator.state
+    if state["bit_generator"] != "PCG64":
+        raise ValueError(
+            f"only PCG64 generators can be saved, this buffer was given {state['bit_generator']}"
+        )
+    # 128-bit integers travel as text, which every safe loader can read.
+    return {
+        "state": hex(state["state"]["state"]),
+        "inc": hex(state["state"]["inc"]),
+        "has_uint32": state["has_uint32"],
+        "uinteger": state["uinteger"],
+    }
+
+
+def _generator(state: dict[str, Any]) -> np.random.Generator:
+    try:
+        bits = np.random.PCG64()
+        bits.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": int(state["state"], 16), "inc": int(state["inc"], 16)},
+            "has_uint32": state["has_uint32"],
+            "uinteger": state["uinteger"],
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"corrupt generator state: {error}") from error
+    return np.random.Generator(bits)

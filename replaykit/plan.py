@@ -1,0 +1,131 @@
+"""A plan says which arrival goes into which slot; a policy is what makes plans.
+
+Planning happens on the host, on small numbers: labels, counters, keys, scores. The payload is not
+looked at, and nothing is written before the whole batch is planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from replaykit.store import Batch, IntArray, Store
+
+if TYPE_CHECKING:
+    from replaykit.probe import Probe
+
+_NONE: IntArray = np.empty(0, np.int64)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What changes in the table. Built by policies, applied by `Buffer.add`.
+
+    Attributes:
+        source: rows of the arrivals that enter [e].
+        slot: where each of them goes [e], all distinct: the last writer has already won.
+        columns: columns to write beside the payload, one row for each entering row [e, ...].
+        release: filled slots to empty [r], before anything is written.
+        revise: filled slots that stay and the new values of some of their columns ([k], each [k, ...]).
+    """
+
+    source: IntArray = field(default_factory=lambda: _NONE)
+    slot: IntArray = field(default_factory=lambda: _NONE)
+    columns: Batch = field(default_factory=dict)
+    release: IntArray | None = None
+    revise: tuple[IntArray, Batch] | None = None
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    @classmethod
+    def last_writer(cls, source: IntArray, slot: IntArray) -> Plan:
+        """The plan that has the effect of writing `source[i]` into `slot[i]` one after the other."""
+        winner = dict(zip(slot.tolist(), source.tolist(), strict=True))
+        if len(winner) == len(slot):
+            return cls(source, slot)
+        return cls(np.fromiter(winner.values(), np.int64), np.fromiter(winner.keys(), np.int64))
+
+
+class Policy:
+    """Decides what a memory keeps. One algorithm, one subclass, one file.
+
+    A subclass implements `plan`. It keeps per-row state in columns (`Plan.columns`), other state in
+    attributes that `state_dict` returns, and draws only from the generator it is given. `plan` checks its
+    input before it changes any state, so that an error leaves the memory as it was.
+    """
+
+    #: Quantities of the probe that `plan` reads, e.g. ``("gradients",)``. Without them, no probe is made.
+    needs: tuple[str, ...] = ()
+    #: Columns that arrivals must have.
+    columns: tuple[str, ...] = ()
+
+    def plan(
+        self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None
+    ) -> Plan:
+        """Say which arrivals [n, ...] go where. `store.seen` counts the rows offered before these."""
+        raise NotImplementedError
+
+    def resize(self, store: Store, capacity: int, rng: np.random.Generator, grow: str = "forbid") -> IntArray:
+        """Slots to keep, in their new order, when the capacity changes; own state follows.
+
+        Raises:
+            ValueError: the policy has no law for this change.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot change its capacity; build a new memory and add to it"
+        )
+
+    def reset(self) -> None:
+        """Forget everything, like a new policy."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that is not in columns: tensors, numbers, strings, lists and dicts of those."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state, or raise `ValueError` and keep the present one."""
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}")
+
+
+class FunctionPolicy(Policy):
+    """A bare function ``(arrivals, store, rng) -> Plan`` as a policy."""
+
+    def __init__(self, function: Callable[[Batch, Store, np.random.Generator], Plan]) -> None:
+        self.function = function
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+
+    def plan(
+        self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None
+    ) -> Plan:
+        return self.function(arrivals, store, rng)
+
+
+def row_count(batch: Batch) -> int:
+    return next(iter(batch.values())).shape[0]
+
+
+def labels(arrivals: Batch, column: str = "y", classes: int | None = None) -> IntArray:
+    """Integer labels [n] of a batch, on the host.
+
+    Raises:
+        ValueError: the column is missing, not a vector of integers, negative, or not below `classes`.
+    """
+    y = arrivals.get(column)
+    if y is None:
+        raise ValueError(f"needs a label column {column!r}, the batch has {sorted(arrivals)}")
+    if y.ndim != 1 or y.dtype.is_floating_point or y.dtype.is_complex or y.dtype == torch.bool:
+        raise ValueError(f"labels {column!r} must be integers of shape [n], got {list(y.shape)} of {y.dtype}")
+    array: IntArray = y.cpu().numpy().astype(np.int64, copy=False)
+    if len(array) and array.min() < 0:
+        raise ValueError(f"labels {column!r} must not be negative, got {int(array.min())}")
+    if classes is not None and len(array) and array.max() >= classes:
+        raise ValueError(
+            f"labels {column!r} must be below the declared {classes} classes, got {int(array.max())}"
+        )
+    return array

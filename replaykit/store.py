@@ -1,0 +1,427 @@
+"""The store: a table of named columns with a fixed number of slots.
+
+Columns are allocated when they are first written, with the dtype and trailing shape of the tensor
+that arrives (uint8 stays uint8). On the CPU a column is a NumPy array that shares its memory with a
+tensor, because NumPy copies rows several times faster than torch does there; on any other device it
+is a tensor. A store knows which slots are filled and never reads another one.
+
+A column may come late (logits that start with the second task) or grow (logits of a head that gained
+classes). Then the store keeps, for each row, how many leading entries are valid, and `read` returns
+that number beside the column as ``<name>_width``: 0 for a row that never had the column. As long as
+every row is complete there is no such entry.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Batch: TypeAlias = dict[str, Tensor]
+IntArray: TypeAlias = NDArray[np.int64]
+
+WIDTH = "_width"
+
+# NumPy has no bfloat16, and 8-bit floats come and go; such a column is carried as integers of the same size.
+_CARRIER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class HostColumn:
+    """A column in main memory, or in a file mapped into it."""
+
+    def __init__(self, capacity: int, row: torch.Size, dtype: torch.dtype, file: Path | None = None) -> None:
+        self.row, self.dtype, self.file = row, dtype, file
+        self._carrier = _carrier(dtype)
+        shape, kind = (capacity, *row), torch.empty(0, dtype=self._carrier).numpy().dtype
+        if file is None:
+            self.array: NDArray[Any] = np.zeros(shape, kind)
+        else:
+            # A new file, so that a mapping of the old one stays readable. np.asarray drops the memmap
+            # subclass, whose indexing is several times slower.
+            file.unlink(missing_ok=True)
+            self.array = np.asarray(np.lib.format.open_memmap(file, "w+", kind, shape))
+        self.tensor = torch.from_numpy(self.array).view(dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.array.nbytes)
+
+    def read(self, slots: IntArray) -> Tensor:
+        rows = torch.from_numpy(self.array.take(slots, axis=0))
+        return rows if self._carrier is self.dtype else rows.view(self.dtype)
+
+    def write(self, slots: IntArray, rows: Tensor, source: IntArray | None) -> None:
+        if rows.device.type != "cpu":
+            rows = _gather(rows, source).cpu()
+            source = None
+        if self._carrier is not self.dtype:
+            rows = rows.contiguous().view(self._carrier)
+        array = rows.numpy()
+        self.array[slots] = array if source is None else array[source]
+
+
+class DeviceColumn:
+    """A column that stays on an accelerator."""
+
+    def __init__(self, capacity: int, row: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
+        self.row, self.dtype = row, dtype
+        self.tensor = torch.zeros((capacity, *row), dtype=dtype, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.numel() * self.tensor.element_size()
+
+    def read(self, slots: Tensor) -> Tensor:
+        return self.tensor.index_select(0, slots)
+
+    def write(self, slots: Tensor, rows: Tensor, source: IntArray | None) -> None:
+        # The surviving rows are gathered where they are, so that only they travel.
+        rows = _gather(rows, source).to(self.tensor.device, non_blocking=True)
+        self.tensor.index_copy_(0, slots, rows)
+
+
+Column: TypeAlias = HostColumn | DeviceColumn
+
+
+class Store:
+    """Named columns over `capacity` slots.
+
+    Args:
+        capacity: number of slots, at least 1.
+        device: where the columns live. Decisions are made on the host whatever the device.
+        folder: keep the columns in files of this folder (CPU only), for memories larger than RAM. The
+            files are working space, replaced when a column of the same name is made; what outlives a
+            process is the `state_dict`.
+        growing: columns whose first trailing dimension may grow from one write to the next.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        folder: str | os.PathLike[str] | None = None,
+        growing: Iterable[str] = ("logits",),
+    ) -> None:
+        self.capacity = check_capacity(capacity)
+        self.device = torch.device(device)
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            if self.device.type != "cpu":
+                raise ValueError(
+                    f"a memory-mapped store lives on the CPU, got device {self.device}; drop one"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.growing = frozenset(growing)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every row, every column and the count of what was offered."""
+        self.seen = 0
+        self.columns: dict[str, Column] = {}
+        self.widths: dict[str, NDArray[np.int32]] = {}
+        self._filled: IntArray = np.empty(self.capacity, np.int64)
+        self._rank: IntArray = np.full(self.capacity, -1, np.int64)
+        self._count = 0
+        self._top = 0  # one above the highest filled slot: equal to the count while there is no hole
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def filled(self) -> IntArray:
+        """The filled slots, in the order in which they were first filled (a view: do not write)."""
+        return self._filled[: self._count]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: all columns at full capacity, and the book-keeping."""
+        payload = sum(column.nbytes for column in self.columns.values())
+        widths = sum(width.nbytes for width in self.widths.values())
+        return int(payload + widths + self._filled.nbytes + self._rank.nbytes)
+
+    def free(self, n: int) -> IntArray:
+        """The lowest `n` empty slots, or as many as there are."""
+        start, end = self._count, min(self._count + n, self.capacity)
+        if self._top == start:
+            return np.arange(start, end)
+        return np.flatnonzero(self._rank < 0)[:n]
+
+    def is_filled(self, slots: IntArray) -> NDArray[np.bool_]:
+        filled: NDArray[np.bool_] = self._rank[slots] >= 0
+        return filled
+
+    def host(self, name: str) -> NDArray[Any]:
+        """A whole column as a NumPy array [capacity, ...]: a view on the CPU, a copy elsewhere.
+
+        Rows of empty slots hold leftovers: index it with `filled`.
+        """
+        column = self.columns[self._known(name)]
+        if isinstance(column, HostColumn):
+            return column.tensor.numpy()
+        array: NDArray[Any] = column.tensor.cpu().numpy()
+        return array
+
+    # -- the door ---------------------------------------------------------------------------------
+
+    def check(self, batch: Batch) -> int:
+        """Number of rows of a batch that fits the table.
+
+        Raises:
+            TypeError: a value is not a tensor.
+            ValueError: no column, columns of different lengths, a column with another dtype or row
+                shape than the table's, or a column of the table that the batch lacks.
+        """
+        n = -1
+        for name, value in batch.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"column {name!r} is a {type(value).__name__}, expected a torch.Tensor")
+            shape = value.shape
+            if len(shape) == 0 or (n >= 0 and shape[0] != n):
+                raise ValueError(f"columns must share their first dimension, got {describe(batch)}")
+            n = shape[0]
+            column = self.columns.get(name)
+            if column is None:
+                if name.endswith(WIDTH):
+                    raise ValueError(f"column {name!r}: names in {WIDTH!r} belong to the store; rename it")
+            elif value.dtype != column.dtype or (
+                shape[1:] != column.row and not self._may_differ(name, shape[1:], column.row)
+            ):
+                raise ValueError(
+                    f"column {name!r} holds rows {tuple(column.row)} of {column.dtype}, got rows "
+                    f"{tuple(shape[1:])} of {value.dtype}; convert the batch or clear() the memory"
+                )
+        if n < 0:
+            raise ValueError("a batch needs at least one column, got none")
+        if len(batch) < len(self.columns) or not self.columns.keys() <= batch.keys():
+            missing = sorted(self.columns.keys() - batch.keys())
+            raise ValueError(
+                f"the memory has columns {sorted(self.columns)}, the batch lacks {missing}; "
+                f"it has {describe(batch)}"
+            )
+        return n
+
+    def _may_differ(self, name: str, given: torch.Size, held: torch.Size) -> bool:
+        return name in self.growing and len(given) == len(held) >= 1 and given[1:] == held[1:]
+
+    def _known(self, name: str) -> str:
+        if name not in self.columns:
+            raise KeyError(f"no column {name!r}; the memory holds {sorted(self.columns) or 'no column yet'}")
+        return name
+
+    # -- reading and writing ----------------------------------------------------------------------
+
+    def read(self, slots: IntArray, names: Iterable[str] | None = None) -> Batch:
+        """Copy of the rows of `slots`, in that order.
+
+        Raises:
+            KeyError: an unknown column.
+            IndexError: a slot that is empty or does not exist.
+        """
+        if len(slots) and (slots.min() < 0 or self._rank[slots].min() < 0):
+            raise IndexError(f"slots {slots[self._rank[slots] < 0].tolist()} are empty")
+        where = self._address(slots)
+        chosen = self.columns if names is None else {name: self.columns[self._known(name)] for name in names}
+        batch = {name: column.read(where) for name, column in chosen.items()}
+        for name, width in self.widths.items():
+            if name in batch:
+                batch[name + WIDTH] = torch.from_numpy(width[slots].astype(np.int64)).to(self.device)
+        return batch
+
+    def write(self, slots: IntArray, batch: Batch, source: IntArray | None = None) -> None:
+        """Put row `source[i]` of the batch (row i without `source`) into slot `slots[i]`.
+
+        Slots are distinct. Columns that the batch lacks keep their values.
+        """
+        self._check_slots(slots)
+        for name, rows in batch.items():
+            self._prepare(name, rows)
+        where = self._address(slots)
+        for name, rows in batch.items():
+            column = self.columns[name]
+            rows = rows.detach() if rows.requires_grad else rows
+            if name in self.widths:
+                self.widths[name][slots] = _width(rows.shape[1:])
+                rows = _padded(rows, column.row)
+            column.write(where, rows, source)
+        self._occupy(slots)
+
+    def revise(self, slots: IntArray, batch: Batch) -> None:
+        """Overwrite some columns of rows that stay: new weights, refreshed features."""
+        if len(slots) and not self.is_filled(slots).all():
+            raise IndexError(f"slots {slots[~self.is_filled(slots)].tolist()} are empty, nothing to revise")
+        self.write(slots, batch)
+
+    def release(self, slots: IntArray) -> None:
+        """Empty some filled slots."""
+        keep = self.filled[~np.isin(self.filled, slots)]
+        self._rank[slots] = -1
+        self._count = len(keep)
+        self._filled[: self._count] = keep
+        self._rank[keep] = np.arange(self._count)
+        self._top = int(keep.max()) + 1 if self._count else 0
+
+    def rearrange(self, slots: IntArray, capacity: int) -> None:
+        """Change the capacity: new slot i holds what `slots[i]` held, everything else is dropped."""
+        check_capacity(capacity)
+        self._check_slots(slots)
+        if len(slots) > capacity or not self.is_filled(slots).all():
+            raise ValueError(f"cannot keep {len(slots)} rows in {capacity} slots, or some of them are empty")
+        held = self.read(slots)
+        widths = {name: width[slots] for name, width in self.widths.items()}
+        columns, seen = self.columns, self.seen
+        self.capacity = capacity
+        self.clear()
+        self.seen = seen
+        for name, column in columns.items():
+            self.columns[name] = self._allocate(name, column.row, column.dtype)
+        for name, width in widths.items():
+            self.widths[name] = np.zeros(capacity, np.int32)
+            self.widths[name][: len(slots)] = width
+        new = np.arange(len(slots))
+        where = self._address(new)
+        for name, new_column in self.columns.items():
+            new_column.write(where, held[name], None)
+        self._occupy(new)
+
+    # -- saving -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to rebuild the table: plain tensors and numbers."""
+        slots = self.filled.copy()
+        where = self._address(slots)
+        return {
+            "capacity": self.capacity,
+            "seen": self.seen,
+            "slots": torch.from_numpy(slots),
+            "columns": {name: column.read(where) for name, column in self.columns.items()},
+            "widths": {name: torch.from_numpy(width[slots].copy()) for name, width in self.widths.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become the saved table, or raise `ValueError` and stay what it was."""
+        slots, columns, widths = _checked_state(state, self.capacity)
+        self.clear()
+        self.seen = int(state["seen"])
+        where = self._address(slots)
+        for name, rows in columns.items():
+            self.columns[name] = self._allocate(name, rows.shape[1:], rows.dtype)
+            self.columns[name].write(where, rows, None)
+        for name, width in widths.items():
+            self.widths[name] = np.zeros(self.capacity, np.int32)
+            self.widths[name][slots] = width.numpy()
+        self._occupy(slots)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _address(self, slots: IntArray) -> Any:
+        """Slots in the form that this store's columns index with."""
+        if self.device.type == "cpu":
+            return slots
+        return torch.from_numpy(slots).to(self.device, non_blocking=True)
+
+    def _check_slots(self, slots: IntArray) -> None:
+        listed = slots.tolist()
+        if listed and (len(set(listed)) != len(listed) or min(listed) < 0 or max(listed) >= self.capacity):
+            raise ValueError(f"slots must be distinct and in [0, {self.capacity}), got {listed}")
+
+    def _allocate(self, name: str, row: torch.Size, dtype: torch.dtype) -> Column:
+        if self.device.type == "cpu":
+            file = None if self.folder is None else self.folder / f"{name}.npy"
+            return HostColumn(self.capacity, row, dtype, file)
+        return DeviceColumn(self.capacity, row, dtype, self.device)
+
+    def _prepare(self, name: str, rows: Tensor) -> None:
+        """Make a new column, widen one that gets wider rows, count widths from the first ragged row on."""
+        column = self.columns.get(name)
+        row = rows.shape[1:]
+        if column is None:
+            self.columns[name] = self._allocate(name, row, rows.dtype)
+            if self._count:
+                self.widths[name] = np.zeros(self.capacity, np.int32)
+        elif row != column.row:
+            if name not in self.widths:
+                self.widths[name] = np.zeros(self.capacity, np.int32)
+                self.widths[name][self.filled] = _width(column.row)
+            if row[0] > column.row[0]:
+                held = column.read(self._address(self.filled))
+                wider = self._allocate(name, row, column.dtype)
+                wider.write(self._address(self.filled), _padded(held, row), None)
+                self.columns[name] = wider
+
+    def _occupy(self, slots: IntArray) -> None:
+        new = slots[self._rank[slots] < 0] if self._count < self.capacity else slots[:0]
+        if len(new):
+            end = self._count + len(new)
+            self._filled[self._count : end] = new
+            self._rank[new] = np.arange(self._count, end)
+            self._count = end
+            self._top = max(self._top, int(new.max()) + 1)
+
+
+def check_capacity(capacity: int) -> int:
+    if isinstance(capacity, bool) or not isinstance(capacity, (int, np.integer)):
+        raise TypeError(f"capacity is a number of slots, got {capacity!r}")
+    if capacity < 1:
+        raise ValueError(f"capacity must be at least 1 slot, got {capacity}")
+    return int(capacity)
+
+
+def describe(batch: Batch) -> str:
+    """The columns of a batch with shapes and dtypes, for messages."""
+    columns = (
+        f"{name} {list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        if isinstance(value, Tensor)
+        else f"{name} {type(value).__name__}"
+        for name, value in batch.items()
+    )
+    return "{" + ", ".join(columns) + "}"
+
+
+def _carrier(dtype: torch.dtype) -> torch.dtype:
+    try:
+        torch.empty(0, dtype=dtype).numpy()
+    except TypeError:
+        return _CARRIER[torch.empty(0, dtype=dtype).element_size()]
+    return dtype
+
+
+def _gather(rows: Tensor, source: IntArray | None) -> Tensor:
+    if source is None:
+        return rows
+    return rows.index_select(0, torch.from_numpy(source).to(rows.device, non_blocking=True))
+
+
+def _width(row: torch.Size) -> int:
+    return row[0] if len(row) else 1
+
+
+def _padded(rows: Tensor, row: torch.Size) -> Tensor:
+    if rows.shape[1:] == row:
+        return rows
+    wide = rows.new_zeros((rows.shape[0], *row))
+    wide[:, : rows.shape[1]] = rows
+    return wide
+
+
+def _checked_state(state: dict[str, Any], capacity: int) -> tuple[IntArray, Batch, Batch]:
+    missing = {"capacity", "seen", "slots", "columns", "widths"} - state.keys()
+    if missing:
+        raise ValueError(f"not the state of a store: it lacks {sorted(missing)}")
+    if state["capacity"] != capacity:
+        raise ValueError(
+            f"the saved memory has {state['capacity']} slots, this one {capacity}; make one of that size"
+        )
+    slots: IntArray = state["slots"].numpy().astype(np.int64)
+    n = len(slots)
+    if n > capacity or len(np.unique(slots)) != n or (n and not 0 <= slots.min() <= slots.max() < capacity):
+        raise ValueError(f"corrupt state: {n} slots that are not distinct numbers below {capacity}")
+    for name, rows in {**state["columns"], **state["widths"]}.items():
+        if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.shape[0] != n:
+            raise ValueError(f"corrupt state: column {name!r} does not hold {n} rows")
+    return slots, state["columns"], state["widths"]
