@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from replaykit.probe import Probe
 
 _NONE: IntArray = np.empty(0, np.int64)
+_NONE.flags.writeable = False  # shared by all empty plans
 
 
 @dataclass(slots=True)
@@ -43,12 +44,21 @@ class Plan:
         return len(self.slot)
 
     @classmethod
+    def of(cls, writers: dict[int, int]) -> Plan:
+        """The plan that puts row `writers[slot]` into each slot: a dict keeps the last writer by itself."""
+        if not writers:
+            return NOTHING
+        n = len(writers)
+        return cls(np.fromiter(writers.values(), np.int64, n), np.fromiter(writers.keys(), np.int64, n))
+
+    @classmethod
     def last_writer(cls, source: IntArray, slot: IntArray) -> Plan:
         """The plan that has the effect of writing `source[i]` into `slot[i]` one after the other."""
-        winner = dict(zip(slot.tolist(), source.tolist(), strict=True))
-        if len(winner) == len(slot):
-            return cls(source, slot)
-        return cls(np.fromiter(winner.values(), np.int64), np.fromiter(winner.keys(), np.int64))
+        return cls.of(dict(zip(slot.tolist(), source.tolist(), strict=True)))
+
+
+#: The plan that changes nothing, shared by everyone who has nothing to write.
+NOTHING = Plan()
 
 
 class Policy:

@@ -47,6 +47,11 @@ class HostColumn:
             file.unlink(missing_ok=True)
             self.array = np.asarray(np.lib.format.open_memmap(file, "w+", kind, shape))
         self.tensor = torch.from_numpy(self.array).view(dtype)
+        # Each row as one opaque item: NumPy then copies a row at a time, whatever its shape.
+        self._item = np.dtype((np.void, max(1, self.array.nbytes // capacity)))
+        self._items: NDArray[Any] | None = None
+        if self.array.size:
+            self._items = self.array.reshape(capacity, -1).view(self._item).reshape(-1)
 
     @property
     def nbytes(self) -> int:
@@ -60,10 +65,14 @@ class HostColumn:
         if rows.device.type != "cpu":
             rows = _gather(rows, source).cpu()
             source = None
+        if self._items is None or rows.shape[0] == 0:
+            return
+        if not rows.is_contiguous():
+            rows = rows.contiguous()
         if self._carrier is not self.dtype:
-            rows = rows.contiguous().view(self._carrier)
-        array = rows.numpy()
-        self.array[slots] = array if source is None else array[source]
+            rows = rows.view(self._carrier)
+        items = np.frombuffer(rows.numpy(), self._item)
+        self._items[slots] = items if source is None else items[source]
 
 
 class DeviceColumn:
@@ -223,8 +232,8 @@ class Store:
             KeyError: an unknown column.
             IndexError: a slot that is empty or does not exist.
         """
-        if len(slots) and (slots.min() < 0 or self._rank[slots].min() < 0):
-            raise IndexError(f"slots {slots[self._rank[slots] < 0].tolist()} are empty")
+        if len(slots) and not self._all_filled(slots):
+            raise IndexError(f"some of the slots {slots.tolist()} are empty or do not exist")
         where = self._address(slots)
         chosen = self.columns if names is None else {name: self.columns[self._known(name)] for name in names}
         batch = {name: column.read(where) for name, column in chosen.items()}
@@ -324,6 +333,12 @@ class Store:
         if self.device.type == "cpu":
             return slots
         return torch.from_numpy(slots).to(self.device, non_blocking=True)
+
+    def _all_filled(self, slots: IntArray) -> bool:
+        if self._top == self._count:  # no holes: the filled slots are those below the count
+            return bool(slots.view(np.uint64).max() < self._count)
+        inside = slots.view(np.uint64).max() < self.capacity
+        return bool(inside and self._rank[slots].min() >= 0)
 
     def _check_slots(self, slots: IntArray) -> None:
         listed = slots.tolist()

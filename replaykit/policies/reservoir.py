@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from replaykit.probe import Probe
 
 
+_SMALL = 32  # rows
+
+
 class Reservoir(Policy):
     """Every row offered so far is stored with probability capacity / seen; all subsets are equally likely."""
 
@@ -27,34 +30,32 @@ class Reservoir(Policy):
         self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None
     ) -> Plan:
         n, seen, capacity = row_count(arrivals), store.seen, store.capacity
-        if len(store) < capacity:
-            free = store.free(n)
-            if len(free) == n:
-                return Plan(np.arange(n), free)
-            source, slot = accepted(n, seen, capacity, rng, first=len(free))
-            return Plan.last_writer(
-                np.concatenate([np.arange(len(free)), source]), np.concatenate([free, slot])
-            )
-        return Plan.last_writer(*accepted(n, seen, capacity, rng))
+        if len(store) == capacity:
+            return Plan.of(accepted(n, seen, capacity, rng))
+        free = store.free(n)
+        if len(free) == n:
+            return Plan(np.arange(n), free)
+        writers = dict(zip(free.tolist(), range(len(free)), strict=True))
+        return Plan.of(writers | accepted(n, seen, capacity, rng, first=len(free)))
 
     def resize(self, store: Store, capacity: int, rng: np.random.Generator, grow: str = "forbid") -> IntArray:
         raise NotImplementedError
 
 
-def accepted(
-    n: int, seen: int, capacity: int, rng: np.random.Generator, first: int = 0
-) -> tuple[IntArray, IntArray]:
-    """Rows first..n-1 that Algorithm R lets in, and their slots.
+def accepted(n: int, seen: int, capacity: int, rng: np.random.Generator, first: int = 0) -> dict[int, int]:
+    """Slots that Algorithm R overwrites, and for each the last of the rows first..n-1 that goes there.
 
     Row b is arrival number seen + b + 1 and draws one of that many outcomes; the first `capacity` are slots.
     """
     draws = rng.random(n - first)
-    # Most batches of a long stream change nothing; the smallest draw tells without any array arithmetic.
-    if min(draws.tolist()) * (seen + first + 1) >= capacity:
-        return _NONE, _NONE
-    draws *= np.arange(seen + first + 1, seen + n + 1, dtype=np.float64)
-    rows = (draws < capacity).nonzero()[0]
-    return rows + first, draws[rows].astype(np.int64)
-
-
-_NONE: IntArray = np.empty(0, np.int64)
+    if len(draws) > _SMALL:
+        draws *= np.arange(seen + first + 1, seen + n + 1, dtype=np.float64)
+        rows = (draws < capacity).nonzero()[0]
+        return dict(zip(draws[rows].astype(np.int64).tolist(), (rows + first).tolist(), strict=True))
+    # The same arithmetic on Python's doubles: faster for the small batches of online learning.
+    winner = {}
+    for row, draw in enumerate(draws.tolist(), first):
+        outcome = draw * (seen + row + 1)
+        if outcome < capacity:
+            winner[int(outcome)] = row
+    return winner

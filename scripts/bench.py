@@ -1,0 +1,171 @@
+"""Speed of the memory and of a training step, as ratios to bare PyTorch measured in the same run.
+
+    python scripts/bench.py                    # everything
+    python scripts/bench.py --parts memory     # one part
+    python scripts/bench.py --sizes 500 5000   # other capacities
+
+Ours and the bare form are timed in turn, block by block, and medians are compared, so that a machine
+whose speed drifts moves both. Goals come from the project's design; a missed one is marked and explained.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import replaykit as rk
+from replaykit import policies
+
+console = Console(width=120)
+Part = Literal["memory", "bytes", "training"]
+
+
+@dataclass
+class Options:
+    parts: list[Part] = field(default_factory=lambda: ["memory", "bytes", "training"])
+    """What to measure."""
+    sizes: list[int] = field(default_factory=lambda: [500, 5_000, 100_000, 1_000_000])
+    """Capacities of the memory part; a million rows take 3.2 GB."""
+    threads: int = 1
+    """CPU threads of torch."""
+    repeats: int = 15
+    """Timed blocks of each form; medians are compared."""
+    seed: int = 0
+
+
+def main(options: Options) -> None:
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, numpy {np.__version__}, {options.threads} thread(s), CPU")
+    if "memory" in options.parts:
+        memory(options)
+    if "bytes" in options.parts:
+        held_bytes(options)
+
+
+# -- the memory against bare reads and writes -------------------------------------------------------
+
+
+def rows(n: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Three columns: an image, a label, logits."""
+    return {
+        "x": torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator),
+        "y": torch.randint(0, 10, (n,), generator=generator),
+        "logits": torch.randn(n, 10, generator=generator),
+    }
+
+
+def memory(options: Options) -> None:
+    table = Table(
+        title="µs a call, three columns (x uint8 3×32×32, y, logits); bare = index_copy_ / index_select"
+    )
+    for name in ("slots", "operation", "ours", "bare", "ratio", "goal", ""):
+        table.add_column(name, justify="left" if name == "operation" else "right")
+    for size in options.sizes:
+        for line in memory_lines(size, options):
+            table.add_row(f"{size:,}", *line)
+    console.print(table)
+
+
+def memory_lines(size: int, options: Options) -> list[list[str]]:
+    generator = torch.Generator().manual_seed(options.seed)
+    rng = np.random.default_rng(options.seed)
+    buffer = rk.Buffer(size, policies.Reservoir(), seed=options.seed)
+    while len(buffer) < size:
+        buffer.add(rows(min(10_000, size - len(buffer)), generator))
+    ten = rows(10, generator)
+    columns = {name: column.tensor for name, column in buffer.store.columns.items()}
+    # The fastest bare form: image rows as 64-bit words, which index_copy_ moves four times faster than bytes.
+    words = columns["x"].view(size, -1).view(torch.int64)
+    ten_words = ten["x"].view(10, -1).view(torch.int64)
+    tens = [torch.from_numpy(rng.choice(size, 10, replace=False)) for _ in range(512)]
+    many = [torch.from_numpy(rng.choice(size, 64, replace=False)) for _ in range(512)]
+    turn = iter(range(10**12))
+
+    def add_all() -> None:
+        # With exactly `size` rows seen, each arrival is accepted with probability above 1 - 10 / size.
+        buffer.store.seen = size
+        buffer.add(ten)
+
+    def add_none() -> None:
+        buffer.store.seen = 10**15
+        buffer.add(ten)
+
+    def bare_write() -> None:
+        slots = tens[next(turn) % 512]
+        words.index_copy_(0, slots, ten_words)
+        columns["y"].index_copy_(0, slots, ten["y"])
+        columns["logits"].index_copy_(0, slots, ten["logits"])
+
+    def bare_read() -> None:
+        slots = many[next(turn) % 512]
+        for column in columns.values():
+            column.index_select(0, slots)
+
+    lines = []
+    for name, ours, bare, micros in (
+        ("add 10, all accepted", add_all, bare_write, 40.0 if size == 5_000 else math.inf),
+        ("add 10, none accepted", add_none, None, 10.0),
+        ("sample 64", lambda: buffer.sample(64), bare_read, 25.0 if size == 5_000 else math.inf),
+    ):
+        mine, other = alternate(ours, bare, options.repeats)
+        goal = ([] if micros == math.inf else [f"≤ {micros:g} µs"]) + ([] if bare is None else ["≤ 2 ×"])
+        met = mine <= micros and mine <= 2 * other
+        ratio = ["–", "–"] if bare is None else [f"{other:.1f}", f"{mine / other:.2f}"]
+        lines.append([name, f"{mine:.1f}", *ratio, ", ".join(goal), "[green]met" if met else "[red]missed"])
+    return lines
+
+
+def alternate(
+    ours: Callable[[], object], bare: Callable[[], object] | None, repeats: int, calls: int = 300
+) -> tuple[float, float]:
+    """Median µs a call of both, timed in alternating blocks after a warm-up."""
+    forms = [ours] if bare is None else [ours, bare]
+    times: list[list[float]] = [[] for _ in forms]
+    for repeat in range(repeats + 1):
+        for form, collected in zip(forms, times, strict=True):
+            start = time.perf_counter()
+            for _ in range(calls):
+                form()
+            if repeat:
+                collected.append((time.perf_counter() - start) / calls * 1e6)
+    medians = [float(np.median(collected)) for collected in times]
+    return medians[0], medians[1] if bare is not None else math.inf
+
+
+# -- bytes held after a long stream -----------------------------------------------------------------
+
+
+def held_bytes(options: Options, slots: int = 5_000, stream: int = 1_000_000) -> None:
+    """What a memory holds after a million rows, by the allocator's own account, against `nbytes`."""
+    batch = rows(1_000, torch.Generator().manual_seed(options.seed))
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    buffer = rk.Buffer(slots, policies.Reservoir(), seed=options.seed)
+    while buffer.seen < stream:
+        buffer.add(batch)
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    held, claimed = after - before, buffer.nbytes
+    verdict = "[green]met" if abs(held / claimed - 1) <= 0.05 else "[red]missed"
+    console.print(
+        f"bytes after {buffer.seen:,} rows in {slots:,} slots: held {held:,}, nbytes {claimed:,}, "
+        f"ratio {held / claimed:.4f} (goal within 5 %) {verdict}"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
