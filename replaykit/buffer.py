@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from replaykit.plan import NOTHING, FunctionPolicy, Plan, Policy
@@ -116,11 +117,11 @@ class Buffer:
         Raises:
             ValueError, TypeError: the batch does not fit the memory or the policy. Nothing has changed then.
         """
-        n = self.store.check(batch)
+        n, arrays = self.store.admit(batch)
         if n == 0:
             return 0
         if self.check_finite is not False:
-            self._check_values(batch)
+            self._check_values(batch, arrays)
         if self.policy.needs and probe is None:
             raise ValueError(
                 f"{type(self.policy).__name__} needs {', '.join(self.policy.needs)} of a probe; "
@@ -133,7 +134,7 @@ class Buffer:
             message = error.args[0] if error.args else error
             raise type(error)(f"{name}: {message} [batch {describe(batch)}]") from error
         if plan is not NOTHING:
-            self._apply(plan, batch)
+            self._apply(plan, batch, arrays)
         self.store.seen += n
         return len(plan.slot)
 
@@ -208,36 +209,35 @@ class Buffer:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _check_values(self, batch: Batch) -> None:
+    def _check_values(self, batch: Batch, arrays: dict[str, NDArray[Any]] | None) -> None:
         for name, value in batch.items():
-            if name == "x" or value.dtype in _EXACT or not (self.check_finite or value.device.type == "cpu"):
+            if name == "x" or value.dtype in _EXACT or not (self.check_finite or value.is_cpu):
                 continue
-            if not _finite(value):
+            if arrays is not None and value.dtype is torch.float32:
+                # A sum of squares is finite unless an entry is not, or it overflows: then look closely.
+                flat = arrays[name].reshape(-1)
+                if math.isfinite(flat.dot(flat)):
+                    continue
+            if not bool(value.isfinite().all()):
                 raise ValueError(f"column {name!r} holds NaN or infinity; nothing was stored")
 
-    def _apply(self, plan: Plan, batch: Batch) -> None:
+    def _apply(self, plan: Plan, batch: Batch, arrays: dict[str, NDArray[Any]] | None) -> None:
+        if not plan.distinct:
+            self.store.check_slots(plan.slot)
         if plan.release is not None:
             self.store.release(plan.release)
         if plan.revise is not None:
             self.store.revise(*plan.revise)
-        if len(plan):
-            if plan.columns:
-                source = torch.from_numpy(plan.source)
-                batch = {name: rows.index_select(0, source.to(rows.device)) for name, rows in batch.items()}
-                self.store.write(plan.slot, {**batch, **plan.columns})
-            else:
-                self.store.write(plan.slot, batch, plan.source)
-
-
-def _finite(value: Tensor) -> bool:
-    if value.requires_grad:
-        value = value.detach()
-    if value.dtype is torch.float32 and value.device.type == "cpu":
-        # A sum of squares is finite unless an entry is not, or it overflows, which the full test tells apart.
-        flat = value.numpy().reshape(-1)
-        if math.isfinite(flat.dot(flat)):
-            return True
-    return bool(value.isfinite().all())
+        if not len(plan):
+            return
+        if plan.columns:
+            source = torch.from_numpy(plan.source)
+            batch = {name: rows.index_select(0, source.to(rows.device)) for name, rows in batch.items()}
+            self.store.write(plan.slot, {**batch, **plan.columns})
+        elif arrays is not None:
+            self.store.put(plan.slot, arrays, plan.source)
+        else:
+            self.store.write(plan.slot, batch, plan.source)
 
 
 def _generator_state(rng: np.random.Generator) -> dict[str, Any]:

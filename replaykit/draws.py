@@ -10,17 +10,16 @@ from replaykit.store import IntArray
 
 def distinct(n: int, k: int, rng: np.random.Generator) -> IntArray:
     """`k` distinct numbers below `n` in random order, every ordered choice equally likely, in O(k)."""
-    if 2 * k >= n:
+    if n <= 16 * k:  # shuffling a few more than needed is cheaper than looking for repeats
         return rng.permutation(n)[:k]
     # The first k distinct values of an i.i.d. sequence are a uniform ordered sample without replacement.
     drawn = (rng.random(k) * n).astype(np.int64)
-    listed = drawn.tolist()
-    if len(set(listed)) == k:
-        return drawn
-    unique = dict.fromkeys(listed)
+    unique = dict.fromkeys(drawn.tolist())
     while len(unique) < k:
-        unique.update(dict.fromkeys((rng.random(k) * n).astype(np.int64).tolist()))
-    return np.fromiter(unique, np.int64, len(unique))[:k]
+        more = (rng.random(k - len(unique)) * n).astype(np.int64)
+        unique.update(dict.fromkeys(more.tolist()))
+        drawn = np.fromiter(unique, np.int64, len(unique))
+    return drawn
 
 
 def weighted(

@@ -32,6 +32,7 @@ class Plan:
         columns: columns to write beside the payload, one row for each entering row [e, ...].
         release: filled slots to empty [r], before anything is written.
         revise: filled slots that stay and the new values of some of their columns ([k], each [k, ...]).
+        distinct: the slots are known to be distinct and valid; otherwise they are checked.
     """
 
     source: IntArray = field(default_factory=lambda: _NONE)
@@ -39,6 +40,7 @@ class Plan:
     columns: Batch = field(default_factory=dict)
     release: IntArray | None = None
     revise: tuple[IntArray, Batch] | None = None
+    distinct: bool = False
 
     def __len__(self) -> int:
         return len(self.slot)
@@ -49,7 +51,8 @@ class Plan:
         if not writers:
             return NOTHING
         n = len(writers)
-        return cls(np.fromiter(writers.values(), np.int64, n), np.fromiter(writers.keys(), np.int64, n))
+        source, slot = np.fromiter(writers.values(), np.int64, n), np.fromiter(writers.keys(), np.int64, n)
+        return cls(source, slot, distinct=True)
 
     @classmethod
     def last_writer(cls, source: IntArray, slot: IntArray) -> Plan:

@@ -57,22 +57,29 @@ class HostColumn:
     def nbytes(self) -> int:
         return int(self.array.nbytes)
 
-    def read(self, slots: IntArray) -> Tensor:
-        rows = torch.from_numpy(self.array.take(slots, axis=0))
+    def read(self, slots: IntArray, below: int) -> Tensor:
+        """Rows of slots, which must be below `below`: `take` checks that on its way."""
+        rows = torch.from_numpy(self.array[:below].take(slots, axis=0))
         return rows if self._carrier is self.dtype else rows.view(self.dtype)
 
     def write(self, slots: IntArray, rows: Tensor, source: IntArray | None) -> None:
         if rows.device.type != "cpu":
-            rows = _gather(rows, source).cpu()
-            source = None
-        if self._items is None or rows.shape[0] == 0:
-            return
-        if not rows.is_contiguous():
-            rows = rows.contiguous()
+            rows, source = _gather(rows, source).cpu(), None
+        self.put(slots, self.host(rows), source)
+
+    def host(self, rows: Tensor) -> NDArray[Any]:
+        """Rows on the CPU as an array that shares their memory, in the type that carries this column."""
+        if rows.requires_grad:
+            rows = rows.detach()
         if self._carrier is not self.dtype:
-            rows = rows.view(self._carrier)
-        items = np.frombuffer(rows.numpy(), self._item)
-        self._items[slots] = items if source is None else items[source]
+            rows = rows.contiguous().view(self._carrier)
+        return rows.numpy()
+
+    def put(self, slots: IntArray, rows: NDArray[Any], source: IntArray | None) -> None:
+        if self._items is None or len(rows) == 0:
+            return
+        items = np.frombuffer(rows if rows.flags.c_contiguous else rows.copy(), self._item)
+        self._items[slots] = items if source is None else items.take(source)
 
 
 class DeviceColumn:
@@ -86,7 +93,7 @@ class DeviceColumn:
     def nbytes(self) -> int:
         return self.tensor.numel() * self.tensor.element_size()
 
-    def read(self, slots: Tensor) -> Tensor:
+    def read(self, slots: Tensor, below: int) -> Tensor:
         return self.tensor.index_select(0, slots)
 
     def write(self, slots: Tensor, rows: Tensor, source: IntArray | None) -> None:
@@ -215,6 +222,24 @@ class Store:
             )
         return n
 
+    def admit(self, batch: Batch) -> tuple[int, dict[str, NDArray[Any]] | None]:
+        """`check`, and for a batch on the CPU that can be written as it is, its arrays for `put`."""
+        if self.widths or self.device.type != "cpu" or len(batch) != len(self.columns):
+            return self.check(batch), None
+        arrays: dict[str, NDArray[Any]] = {}
+        n = -1
+        for name, value in batch.items():
+            column = self.columns.get(name)
+            if not isinstance(column, HostColumn) or not isinstance(value, Tensor):
+                return self.check(batch), None
+            if value.dtype is not column.dtype or not value.is_cpu or value.ndim == 0:
+                return self.check(batch), None
+            array = column.host(value)
+            if array.shape[1:] != column.array.shape[1:] or (n >= 0 and len(array) != n):
+                return self.check(batch), None
+            n, arrays[name] = len(array), array
+        return n, arrays
+
     def _may_differ(self, name: str, given: torch.Size, held: torch.Size) -> bool:
         return name in self.growing and len(given) == len(held) >= 1 and given[1:] == held[1:]
 
@@ -232,11 +257,12 @@ class Store:
             KeyError: an unknown column.
             IndexError: a slot that is empty or does not exist.
         """
-        if len(slots) and not self._all_filled(slots):
+        # Without holes the filled slots are those below the count, which a column on the host checks itself.
+        if (self._top != self._count or self.device.type != "cpu") and not self._all_filled(slots):
             raise IndexError(f"some of the slots {slots.tolist()} are empty or do not exist")
         where = self._address(slots)
         chosen = self.columns if names is None else {name: self.columns[self._known(name)] for name in names}
-        batch = {name: column.read(where) for name, column in chosen.items()}
+        batch = {name: column.read(where, self._top) for name, column in chosen.items()}
         for name, width in self.widths.items():
             if name in batch:
                 batch[name + WIDTH] = torch.from_numpy(width[slots].astype(np.int64)).to(self.device)
@@ -247,7 +273,7 @@ class Store:
 
         Slots are distinct. Columns that the batch lacks keep their values.
         """
-        self._check_slots(slots)
+        self.check_slots(slots)
         for name, rows in batch.items():
             self._prepare(name, rows)
         where = self._address(slots)
@@ -259,6 +285,13 @@ class Store:
                 rows = _padded(rows, column.row)
             column.write(where, rows, source)
         self._occupy(slots)
+
+    def put(self, slots: IntArray, arrays: dict[str, NDArray[Any]], source: IntArray | None) -> None:
+        """`write` for arrays that `admit` gave and slots known to be distinct numbers below the capacity."""
+        for name, rows in arrays.items():
+            self.columns[name].put(slots, rows, source)  # type: ignore[union-attr]
+        if self._count < self.capacity:
+            self._occupy(slots)
 
     def revise(self, slots: IntArray, batch: Batch) -> None:
         """Overwrite some columns of rows that stay: new weights, refreshed features."""
@@ -278,7 +311,7 @@ class Store:
     def rearrange(self, slots: IntArray, capacity: int) -> None:
         """Change the capacity: new slot i holds what `slots[i]` held, everything else is dropped."""
         check_capacity(capacity)
-        self._check_slots(slots)
+        self.check_slots(slots)
         if len(slots) > capacity or not self.is_filled(slots).all():
             raise ValueError(f"cannot keep {len(slots)} rows in {capacity} slots, or some of them are empty")
         held = self.read(slots)
@@ -308,7 +341,7 @@ class Store:
             "capacity": self.capacity,
             "seen": self.seen,
             "slots": torch.from_numpy(slots),
-            "columns": {name: column.read(where) for name, column in self.columns.items()},
+            "columns": {name: column.read(where, self._top) for name, column in self.columns.items()},
             "widths": {name: torch.from_numpy(width[slots].copy()) for name, width in self.widths.items()},
         }
 
@@ -335,12 +368,12 @@ class Store:
         return torch.from_numpy(slots).to(self.device, non_blocking=True)
 
     def _all_filled(self, slots: IntArray) -> bool:
-        if self._top == self._count:  # no holes: the filled slots are those below the count
-            return bool(slots.view(np.uint64).max() < self._count)
-        inside = slots.view(np.uint64).max() < self.capacity
-        return bool(inside and self._rank[slots].min() >= 0)
+        if len(slots) == 0:
+            return True
+        inside = int(slots.min()) >= 0 and int(slots.max()) < self.capacity
+        return inside and int(self._rank[slots].min()) >= 0
 
-    def _check_slots(self, slots: IntArray) -> None:
+    def check_slots(self, slots: IntArray) -> None:
         listed = slots.tolist()
         if listed and (len(set(listed)) != len(listed) or min(listed) < 0 or max(listed) >= self.capacity):
             raise ValueError(f"slots must be distinct and in [0, {self.capacity}), got {listed}")
@@ -364,7 +397,7 @@ class Store:
                 self.widths[name] = np.zeros(self.capacity, np.int32)
                 self.widths[name][self.filled] = _width(column.row)
             if row[0] > column.row[0]:
-                held = column.read(self._address(self.filled))
+                held = column.read(self._address(self.filled), self._top)
                 wider = self._allocate(name, row, column.dtype)
                 wider.write(self._address(self.filled), _padded(held, row), None)
                 self.columns[name] = wider

@@ -53,9 +53,9 @@ def accepted(n: int, seen: int, capacity: int, rng: np.random.Generator, first: 
         rows = (draws < capacity).nonzero()[0]
         return dict(zip(draws[rows].astype(np.int64).tolist(), (rows + first).tolist(), strict=True))
     # The same arithmetic on Python's doubles: faster for the small batches of online learning.
-    winner = {}
-    for row, draw in enumerate(draws.tolist(), first):
-        outcome = draw * (seen + row + 1)
+    writers = {}
+    for number, draw in enumerate(draws.tolist(), seen + first + 1):
+        outcome = draw * number
         if outcome < capacity:
-            winner[int(outcome)] = row
-    return winner
+            writers[int(outcome)] = number - seen - 1
+    return writers
