@@ -1,4 +1,76 @@
-"""Imported as `replaykit.benchmarks`; this folder is not a top-level module."""
+"""Data, scenarios, streams and networks for continual-learning experiments.
+
+Imported as `replaykit.benchmarks`; this folder is not a top-level module.
+"""
 
 if __name__ != "replaykit.benchmarks":
     raise ImportError("import replaykit.benchmarks instead of benchmarks")
+
+from replaykit.benchmarks.data import Data
+from replaykit.benchmarks.domains import permuted, permuted_mnist, rotated, rotated_mnist
+from replaykit.benchmarks.networks import Network, convnet, mlp
+from replaykit.benchmarks.noise import CIFAR10_FLIPS, MNIST_FLIPS, noisy_labels
+from replaykit.benchmarks.own import folder, npz
+from replaykit.benchmarks.published import cifar10, cifar100, digits, fashion_mnist, mnist
+from replaykit.benchmarks.resnet import resnet18, slim_resnet18
+from replaykit.benchmarks.scenarios import (
+    blurry,
+    class_groups,
+    class_incremental,
+    domain_incremental,
+    imbalanced_blocks,
+)
+from replaykit.benchmarks.splits import (
+    imbalanced_mnist,
+    split,
+    split_cifar10,
+    split_cifar100,
+    split_digits,
+    split_fashion_mnist,
+    split_folder,
+    split_mnist,
+    split_npz,
+)
+from replaykit.benchmarks.stream import Stream
+from replaykit.benchmarks.subsets import exponential_profile, long_tailed, subset
+
+__all__ = [
+    "CIFAR10_FLIPS",
+    "MNIST_FLIPS",
+    "Data",
+    "Network",
+    "Stream",
+    "blurry",
+    "cifar10",
+    "cifar100",
+    "class_groups",
+    "class_incremental",
+    "convnet",
+    "digits",
+    "domain_incremental",
+    "exponential_profile",
+    "fashion_mnist",
+    "folder",
+    "imbalanced_blocks",
+    "imbalanced_mnist",
+    "long_tailed",
+    "mlp",
+    "mnist",
+    "noisy_labels",
+    "npz",
+    "permuted",
+    "permuted_mnist",
+    "resnet18",
+    "rotated",
+    "rotated_mnist",
+    "slim_resnet18",
+    "split",
+    "split_cifar10",
+    "split_cifar100",
+    "split_digits",
+    "split_fashion_mnist",
+    "split_folder",
+    "split_mnist",
+    "split_npz",
+    "subset",
+]

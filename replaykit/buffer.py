@@ -14,7 +14,7 @@ from torch import Tensor
 
 from replaykit.plan import NOTHING, FunctionPolicy, Plan, Policy
 from replaykit.retrieval import Retrieval, Uniform
-from replaykit.store import Batch, IntArray, Store, describe
+from replaykit.store import Batch, IntArray, Store, check_capacity, describe
 
 if TYPE_CHECKING:
     from replaykit.probe import Probe
@@ -166,6 +166,7 @@ class Buffer:
         Shrinking keeps the law of the policy. Growing cannot give back what was dropped, so it is refused
         unless `grow` names a way that the policy offers.
         """
+        check_capacity(capacity)
         keep = self.policy.resize(self.store, capacity, self.rng, grow)
         self.store.rearrange(keep, capacity)
 
@@ -190,6 +191,8 @@ class Buffer:
         Raises:
             ValueError: a state of another policy or capacity, or a corrupt one. Nothing has changed then.
         """
+        if not isinstance(state, dict):
+            raise ValueError(f"not the state of a buffer: a {type(state).__name__}")
         missing = {"policy", "policy_state", "store", "rng", "draws"} - state.keys()
         if missing:
             raise ValueError(f"not the state of a buffer: it lacks {sorted(missing)}")
@@ -227,25 +230,20 @@ class Buffer:
         if plan.release is not None:
             self.store.release(plan.release)
         if plan.revise is not None:
+            self.store.own.update(plan.revise[1].keys() - batch.keys())
             self.store.revise(*plan.revise)
         if not len(plan):
             return
-        if plan.columns:
-            source = torch.from_numpy(plan.source)
-            batch = {name: rows.index_select(0, source.to(rows.device)) for name, rows in batch.items()}
-            self.store.write(plan.slot, {**batch, **plan.columns})
-        elif arrays is not None:
+        if arrays is not None and not plan.columns:
             self.store.put(plan.slot, arrays, plan.source)
         else:
-            self.store.write(plan.slot, batch, plan.source)
+            self.store.write(plan.slot, batch, plan.source, plan.columns)
 
 
 def _generator_state(rng: np.random.Generator) -> dict[str, Any]:
     state = rng.bit_generator.state
     if state["bit_generator"] != "PCG64":
-        raise ValueError(
-            f"only PCG64 generators can be saved, this buffer was given {state['bit_generator']}"
-        )
+        raise ValueError(f"only PCG64 generators can be saved, this buffer was given {state['bit_generator']}")
     # 128-bit integers travel as text, which every safe loader can read.
     return {
         "state": hex(state["state"]["state"]),

@@ -22,9 +22,7 @@ def distinct(n: int, k: int, rng: np.random.Generator) -> IntArray:
     return drawn
 
 
-def weighted(
-    weights: NDArray[np.float64], n: int, rng: np.random.Generator, replace: bool = False
-) -> IntArray:
+def weighted(weights: NDArray[np.float64], n: int, rng: np.random.Generator, replace: bool = False) -> IntArray:
     """Positions drawn with probability proportional to `weights` (>= 0), successively if not replaced."""
     if replace:
         return rng.choice(len(weights), n, p=weights / weights.sum())

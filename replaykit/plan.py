@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from replaykit.store import Batch, IntArray, Store
 
@@ -77,21 +78,19 @@ class Policy:
     #: Columns that arrivals must have.
     columns: tuple[str, ...] = ()
 
-    def plan(
-        self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None
-    ) -> Plan:
+    def plan(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None) -> Plan:
         """Say which arrivals [n, ...] go where. `store.seen` counts the rows offered before these."""
         raise NotImplementedError
 
     def resize(self, store: Store, capacity: int, rng: np.random.Generator, grow: str = "forbid") -> IntArray:
         """Slots to keep, in their new order, when the capacity changes; own state follows.
 
+        New slot i gets the row of the i-th of them; -1 leaves it empty.
+
         Raises:
             ValueError: the policy has no law for this change.
         """
-        raise ValueError(
-            f"{type(self).__name__} cannot change its capacity; build a new memory and add to it"
-        )
+        raise ValueError(f"{type(self).__name__} cannot change its capacity; build a new memory and add to it")
 
     def reset(self) -> None:
         """Forget everything, like a new policy."""
@@ -113,9 +112,7 @@ class FunctionPolicy(Policy):
         self.function = function
         self.__name__ = getattr(function, "__name__", type(function).__name__)
 
-    def plan(
-        self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None
-    ) -> Plan:
+    def plan(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None) -> Plan:
         return self.function(arrivals, store, rng)
 
 
@@ -138,7 +135,26 @@ def labels(arrivals: Batch, column: str = "y", classes: int | None = None) -> In
     if len(array) and array.min() < 0:
         raise ValueError(f"labels {column!r} must not be negative, got {int(array.min())}")
     if classes is not None and len(array) and array.max() >= classes:
+        raise ValueError(f"labels {column!r} must be below the declared {classes} classes, got {int(array.max())}")
+    return array
+
+
+def weights(arrivals: Batch, column: str = "weight") -> NDArray[np.float64]:
+    """Positive weights [n] of a batch, on the host.
+
+    Raises:
+        ValueError: the column is missing, not a vector of real numbers, or not finite and above 0 everywhere.
+    """
+    w = arrivals.get(column)
+    if w is None:
+        raise ValueError(f"needs a weight column {column!r}, the batch has {sorted(arrivals)}")
+    if w.ndim != 1 or w.dtype.is_complex or w.dtype == torch.bool:
+        raise ValueError(f"weights {column!r} must be real numbers of shape [n], got {list(w.shape)} of {w.dtype}")
+    array: NDArray[np.float64] = w.detach().to("cpu", torch.float64).numpy()
+    wrong = ~(np.isfinite(array) & (array > 0))
+    if wrong.any():
         raise ValueError(
-            f"labels {column!r} must be below the declared {classes} classes, got {int(array.max())}"
+            f"weights {column!r} must be finite and above 0, got {array[wrong][0]} in row "
+            f"{int(wrong.argmax())}; leave such rows out of the batch"
         )
     return array

@@ -1,5 +1,280 @@
-"""What a batch looks like under a model. Filled in with the gradient engine."""
+"""What a batch looks like under a model: the one thing that policies may ask of it.
+
+A probe answers with logits, losses, features, per-sample gradients and uncertainty, each computed when it is
+asked for, in chunks, in evaluation mode; it leaves `.grad`, mode flags, buffers (BatchNorm statistics), hooks
+and the global generators exactly as found.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from replaykit.gradients import (
+    DEFAULT_BUDGET,
+    PerSampleGradients,
+    RowLoss,
+    cross_entropy,
+    last_layer_gradients,
+    per_sample_gradients,
+)
+from replaykit.gradients.budget import Budget
+from replaykit.gradients.heads import entering, find_head
+from replaykit.gradients.objective import (
+    Chosen,
+    Layout,
+    Objective,
+    checked_rows,
+    refuse_nan,
+    rows_per_pass,
+)
+from replaykit.gradients.rows import cut, only_x, row_count, take, together
+from replaykit.gradients.scoring import scoring
+from replaykit.gradients.structure import Structure
+from replaykit.store import Batch
+
+View: TypeAlias = Callable[[Tensor], Tensor]
+Answer = TypeVar("Answer")
+_LAYERS = ("all", "last")
 
 
 class Probe:
-    """Logits, losses, features and gradients of a batch, computed on demand."""
+    """A model, and how raw rows are put to it.
+
+    A batch is a dict of raw columns, on any device; answers are on the model's device.
+
+    Args:
+        model: takes ``x``; a model whose forward also takes ``task_labels`` (Avalanche's multi-task modules)
+            is given the task of the column ``t``, one task at a time.
+        loss: (outputs, batch) -> losses [n]; cross-entropy with column ``y`` by default.
+        prepare: makes the model's input of raw ``x``: the conversion and normalisation of evaluation,
+            without random augmentation. Not needed when ``x`` is stored as the model takes it.
+        features: where features come from: the name of the module whose output they are, or a function of
+            the prepared input. By default the input of the last layer.
+        layers: what `gradients` covers: "all" trainable parameters, or the "last" linear layer in closed form.
+        parameters: which trainable parameters "all" covers, by names or by a function of the name.
+        views: perturbed copies for `uncertainty`.
+        route: of whole-model gradients; see `per_sample_gradients`.
+        budget: bytes of working memory of every answer.
+
+    Example:
+        >>> import torch
+        >>> from replaykit.probe import Probe
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> probe = Probe(model)
+        >>> batch = {"x": torch.ones(5, 4), "y": torch.arange(5) % 3}
+        >>> probe.features(batch).shape, probe.losses(batch).shape, probe.gradients(batch).gram().shape
+        (torch.Size([5, 8]), torch.Size([5]), torch.Size([5, 5]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        loss: RowLoss | None = None,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+        features: str | Callable[..., Tensor] | None = None,
+        layers: str = "all",
+        parameters: Chosen = None,
+        views: Sequence[View] | View | None = None,
+        route: str = "auto",
+        budget: int = DEFAULT_BUDGET,
+    ) -> None:
+        if layers not in _LAYERS:
+            raise ValueError(f"layers is one of {_LAYERS}, got {layers!r}")
+        self.model, self.loss, self.prepare = model, loss or cross_entropy(), prepare
+        self.feature_source, self.layers, self.parameters = features, layers, parameters
+        self.views, self.route, self.budget = views, route, budget
+        self._takes_task = "task_labels" in inspect.signature(model.forward).parameters
+        self._structure = Structure(model)
+        self._cache: dict[tuple[str, int], tuple[Batch, Any]] | None = None
+
+    # -- answers ----------------------------------------------------------------------------------
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Outputs of the model [n, C]; heads of different width are padded with zeros."""
+        return self._once("logits", batch, lambda: self._rows(batch, lambda _, args: self.model(*args)))
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Losses [n]."""
+
+        def losses(part: Batch, args: tuple[Any, ...]) -> Tensor:
+            return checked_rows(self.loss(self.model(*args), part), part)
+
+        return self._once("losses", batch, lambda: refuse_nan(self._rows(batch, losses), "losses"))
+
+    def features(self, batch: Batch) -> Tensor:
+        """What the last layer sees [n, d], or what the constructor's `features` names.
+
+        Raises:
+            ValueError: the last layer does not take one vector a row.
+        """
+        return self._once("features", batch, lambda: self._rows(batch, self._features))
+
+    def gradients(self, batch: Batch) -> PerSampleGradients:
+        """Gradients of the losses of all rows: norms, inner products, cosines, ... without forming them."""
+        return self._once("gradients", batch, lambda: self._gradients(batch))
+
+    def votes(
+        self, batch: Batch, views: Sequence[View] | View | None = None, times: int = 12
+    ) -> tuple[Tensor, Tensor]:
+        """How often each class wins over perturbed copies, int64 [n, C], and its mean probability [n, C].
+
+        Args:
+            views: functions of raw ``x`` [n, ...], each used once, or one random function, used `times` times.
+                A view that draws from a global generator starts from its present state, which is put back.
+        """
+        views = self.views if views is None else views
+        if views is None:
+            raise ValueError("uncertainty needs perturbed copies: give views, here or to the Probe")
+        copies = [views] * times if callable(views) else list(views)
+        if not copies:
+            raise ValueError("uncertainty needs at least one view, got none")
+
+        def count(part: Batch, _: tuple[Any, ...]) -> Tensor:
+            total = torch.zeros(())
+            for view in copies:
+                outputs = self.model(*self._inputs({**part, "x": view(part["x"])}))
+                winner = nn.functional.one_hot(outputs.argmax(1), outputs.shape[1])
+                total = total.to(outputs) + torch.stack([winner.to(outputs), outputs.softmax(1)], 1)
+            return total
+
+        counted = self._rows(batch, count)
+        return counted[:, 0].round().long(), counted[:, 1] / len(copies)
+
+    def uncertainty(self, batch: Batch, views: Sequence[View] | View | None = None, times: int = 12) -> Tensor:
+        """1 - (votes of the winning class) / (number of copies), float64 [n]; see `votes`.
+
+        Source: Bang et al., Rainbow Memory, CVPR 2021, section 4.1.
+        """
+        votes = self.votes(batch, views, times)[0]
+        return 1 - votes.max(1).values.double() / votes.sum(1).clamp(min=1)
+
+    @contextmanager
+    def cached(self) -> Iterator[Probe]:
+        """Within the body, ask the model once for each quantity of a batch (the same dict object).
+
+        A change of the model in between is noticed. Afterwards the answers are dropped.
+        """
+        outer, self._cache = self._cache, {} if self._cache is None else self._cache
+        try:
+            yield self
+        finally:
+            self._cache = outer
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _once(self, name: str, batch: Batch, compute: Callable[[], Answer]) -> Answer:
+        if self._structure.changed():
+            self._structure = Structure(self.model)
+            if self._cache is not None:
+                self._cache.clear()
+        if self._cache is None:
+            return compute()
+        key = (name, id(batch))
+        if key not in self._cache:
+            # The batch is kept with the answer, so that its identity is not used again.
+            self._cache[key] = (batch, compute())
+        answer: Answer = self._cache[key][1]
+        return answer
+
+    def _rows(self, batch: Batch, answer: Callable[[Batch, tuple[Any, ...]], Tensor]) -> Tensor:
+        """Answers of all rows, chunk by chunk, in evaluation mode and without gradients."""
+        n, structure = row_count(batch), self._structure
+        device = next((value.device for value in structure.parameters.values()), torch.device("cpu"))
+        objective = Objective(structure, self.loss, self._inputs, Layout({}))
+        answers: list[tuple[Tensor, Tensor]] = []
+        with scoring(structure, "eval", gradients=False):
+            for rows in together(n, self._groups(batch)):
+                step = rows_per_pass(objective, batch, rows, device, Budget(self.budget))
+                for part in cut(rows, step):
+                    taken = batch if len(part) == n else take(batch, part)
+                    taken = {name: value.to(device) for name, value in taken.items()}
+                    answers.append((part.to(device), answer(taken, objective.arguments(taken))))
+        return _joined(answers, n)
+
+    def _features(self, batch: Batch, args: tuple[Any, ...]) -> Tensor:
+        source, n = self.feature_source, row_count(batch)
+        if source is not None and not isinstance(source, str):
+            return _vectors(source(*args), n, "the function given as features")
+        seen: list[Tensor] = []
+        if source is None:
+            name = find_head(self._structure, args, n)
+            with entering(self._structure.modules[name], seen.append):
+                self.model(*args)
+            return _vectors(seen[-1] if seen else None, n, f"what enters the last layer {name!r}")
+        if source not in self._structure.modules:
+            raise ValueError(f"the model has no module {source!r} to take features from")
+        module = self._structure.modules[source]
+        handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
+        try:
+            self.model(*args)
+        finally:
+            handle.remove()
+        value = seen[-1].flatten(1) if seen else None
+        return _vectors(value, n, f"the output of {source!r}")
+
+    def _gradients(self, batch: Batch) -> PerSampleGradients:
+        groups = self._groups(batch)
+        if self.layers == "last":
+            return last_layer_gradients(
+                self.model, batch, self.loss, inputs=self._inputs, groups=groups, budget=self.budget
+            )
+        return per_sample_gradients(
+            self.model,
+            batch,
+            self.loss,
+            inputs=self._inputs,
+            parameters=self.parameters,
+            route=self.route,
+            groups=groups,
+            budget=self.budget,
+        )
+
+    def _inputs(self, batch: Batch) -> tuple[Any, ...]:
+        x = only_x(batch) if self.prepare is None else self.prepare(batch["x"])
+        return (x, int(batch["t"][0])) if self._takes_task else (x,)
+
+    def _groups(self, batch: Batch) -> Tensor | None:
+        if not self._takes_task:
+            return None
+        if "t" not in batch:
+            raise ValueError(
+                f"{type(self.model).__name__} takes task labels; the batch needs a column 't', it has "
+                f"{sorted(batch)}"
+            )
+        return batch["t"]
+
+
+def _vectors(value: Tensor | None, n: int, what: str) -> Tensor:
+    if value is None or value.ndim != 2 or value.shape[0] != n:
+        given = "nothing" if value is None else f"shape {list(value.shape)}"
+        raise ValueError(
+            f"features are one vector a row, [{n}, d], but {what} has {given}; name a module or give a function "
+            "of the prepared input: Probe(model, features=...)"
+        )
+    return value
+
+
+def _joined(answers: list[tuple[Tensor, Tensor]], n: int) -> Tensor:
+    """Answers of chunks of rows in the order of the rows; a last axis of different lengths is padded with 0."""
+    if len(answers) == 1:
+        return answers[0][1]
+    if not answers:
+        return torch.empty(0)
+    first = answers[0][1]
+    shape = list(first.shape[1:])
+    if shape:
+        shape[-1] = max(answer.shape[-1] for _, answer in answers)
+    joined = first.new_zeros(n, *shape)
+    for rows, answer in answers:
+        if shape:
+            joined[rows, ..., : answer.shape[-1]] = answer
+        else:
+            joined[rows] = answer
+    return joined

@@ -40,18 +40,30 @@ class HostColumn:
         self._carrier = _carrier(dtype)
         shape, kind = (capacity, *row), torch.empty(0, dtype=self._carrier).numpy().dtype
         if file is None:
-            self.array: NDArray[Any] = np.zeros(shape, kind)
+            self._share(np.zeros(shape, kind))
         else:
             # A new file, so that a mapping of the old one stays readable. np.asarray drops the memmap
             # subclass, whose indexing is several times slower.
             file.unlink(missing_ok=True)
-            self.array = np.asarray(np.lib.format.open_memmap(file, "w+", kind, shape))
-        self.tensor = torch.from_numpy(self.array).view(dtype)
+            self._share(np.asarray(np.lib.format.open_memmap(file, "w+", kind, shape)))
+
+    def _share(self, array: NDArray[Any]) -> None:
+        """Look at one piece of memory in three ways."""
+        self.array = array
+        self.tensor = torch.from_numpy(array).view(self.dtype)
         # Each row as one opaque item: NumPy then copies a row at a time, whatever its shape.
-        self._item = np.dtype((np.void, max(1, self.array.nbytes // capacity)))
+        self._item = np.dtype((np.void, max(1, array.nbytes // len(array))))
         self._items: NDArray[Any] | None = None
-        if self.array.size:
-            self._items = self.array.reshape(capacity, -1).view(self._item).reshape(-1)
+        if array.size:
+            self._items = array.reshape(len(array), -1).view(self._item).reshape(-1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The rows once: a copy must not have three memories of its own. It leaves the file behind."""
+        return {"row": self.row, "dtype": self.dtype, "_carrier": self._carrier, "array": self.array}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.row, self.dtype, self._carrier, self.file = state["row"], state["dtype"], state["_carrier"], None
+        self._share(np.array(state["array"]))
 
     @property
     def nbytes(self) -> int:
@@ -129,9 +141,7 @@ class Store:
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None:
             if self.device.type != "cpu":
-                raise ValueError(
-                    f"a memory-mapped store lives on the CPU, got device {self.device}; drop one"
-                )
+                raise ValueError(f"a memory-mapped store lives on the CPU, got device {self.device}; drop one")
             self.folder.mkdir(parents=True, exist_ok=True)
         self.growing = frozenset(growing)
         self.clear()
@@ -141,6 +151,7 @@ class Store:
         self.seen = 0
         self.columns: dict[str, Column] = {}
         self.widths: dict[str, NDArray[np.int32]] = {}
+        self.own: set[str] = set()  # columns that the policy writes and batches do not bring
         self._filled: IntArray = np.empty(self.capacity, np.int64)
         self._rank: IntArray = np.full(self.capacity, -1, np.int64)
         self._count = 0
@@ -195,27 +206,19 @@ class Store:
         """
         n = -1
         for name, value in batch.items():
+            if name not in self.columns:
+                self._check_name(name)
             if not isinstance(value, Tensor):
                 raise TypeError(f"column {name!r} is a {type(value).__name__}, expected a torch.Tensor")
             shape = value.shape
             if len(shape) == 0 or (n >= 0 and shape[0] != n):
                 raise ValueError(f"columns must share their first dimension, got {describe(batch)}")
             n = shape[0]
-            column = self.columns.get(name)
-            if column is None:
-                if name.endswith(WIDTH):
-                    raise ValueError(f"column {name!r}: names in {WIDTH!r} belong to the store; rename it")
-            elif value.dtype != column.dtype or (
-                shape[1:] != column.row and not self._may_differ(name, shape[1:], column.row)
-            ):
-                raise ValueError(
-                    f"column {name!r} holds rows {tuple(column.row)} of {column.dtype}, got rows "
-                    f"{tuple(shape[1:])} of {value.dtype}; convert the batch or clear() the memory"
-                )
+            self._check_rows(name, value)
         if n < 0:
             raise ValueError("a batch needs at least one column, got none")
-        if len(batch) < len(self.columns) or not self.columns.keys() <= batch.keys():
-            missing = sorted(self.columns.keys() - batch.keys())
+        missing = sorted(self.columns.keys() - self.own - batch.keys())
+        if missing:
             raise ValueError(
                 f"the memory has columns {sorted(self.columns)}, the batch lacks {missing}; "
                 f"it has {describe(batch)}"
@@ -224,7 +227,9 @@ class Store:
 
     def admit(self, batch: Batch) -> tuple[int, dict[str, NDArray[Any]] | None]:
         """`check`, and for a batch on the CPU that can be written as it is, its arrays for `put`."""
-        if self.widths or self.device.type != "cpu" or len(batch) != len(self.columns):
+        if self.widths or self.device.type != "cpu" or len(batch) + len(self.own) != len(self.columns):
+            return self.check(batch), None
+        if self.own and not self.own.isdisjoint(batch):
             return self.check(batch), None
         arrays: dict[str, NDArray[Any]] = {}
         n = -1
@@ -240,8 +245,25 @@ class Store:
             n, arrays[name] = len(array), array
         return n, arrays
 
-    def _may_differ(self, name: str, given: torch.Size, held: torch.Size) -> bool:
-        return name in self.growing and len(given) == len(held) >= 1 and given[1:] == held[1:]
+    def _check_name(self, name: Any) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"column names are strings, got {name!r}")
+        if name.endswith(WIDTH):
+            raise ValueError(f"column {name!r}: names in {WIDTH!r} belong to the store; rename it")
+        if self.folder is not None and Path(name).name != name:
+            raise ValueError(f"column {name!r} cannot name a file in {self.folder}; rename it")
+
+    def _check_rows(self, name: str, rows: Tensor) -> None:
+        column = self.columns.get(name)
+        if column is None or (rows.dtype == column.dtype and rows.shape[1:] == column.row):
+            return
+        given, held = rows.shape[1:], column.row
+        may_grow = name in self.growing and len(given) == len(held) >= 1 and given[1:] == held[1:]
+        if rows.dtype != column.dtype or not may_grow:
+            raise ValueError(
+                f"column {name!r} holds rows {tuple(held)} of {column.dtype}, got rows "
+                f"{tuple(given)} of {rows.dtype}; convert the batch or clear() the memory"
+            )
 
     def _known(self, name: str) -> str:
         if name not in self.columns:
@@ -268,22 +290,39 @@ class Store:
                 batch[name + WIDTH] = torch.from_numpy(width[slots].astype(np.int64)).to(self.device)
         return batch
 
-    def write(self, slots: IntArray, batch: Batch, source: IntArray | None = None) -> None:
+    def write(
+        self,
+        slots: IntArray,
+        batch: Batch,
+        source: IntArray | None = None,
+        beside: Batch | None = None,
+    ) -> None:
         """Put row `source[i]` of the batch (row i without `source`) into slot `slots[i]`.
 
-        Slots are distinct. Columns that the batch lacks keep their values.
+        Slots are distinct. Columns that are not named keep their values. `beside` holds columns of the
+        policy's own [len(slots), ...]; where it names a column of the batch too, it wins.
         """
         self.check_slots(slots)
-        for name, rows in batch.items():
-            self._prepare(name, rows)
+        parts = ((batch, source), (beside or {}, None))
+        for part, rows_of in parts:
+            for name, rows in part.items():
+                self._check_rows(name, rows)
+                if rows_of is None and rows.shape[0] != len(slots):
+                    raise ValueError(f"column {name!r} has {rows.shape[0]} rows for {len(slots)} slots")
+        for part, _ in parts:
+            for name, rows in part.items():
+                self._prepare(name, rows)
+        if beside:
+            self.own.update(beside.keys() - batch.keys())
         where = self._address(slots)
-        for name, rows in batch.items():
-            column = self.columns[name]
-            rows = rows.detach() if rows.requires_grad else rows
-            if name in self.widths:
-                self.widths[name][slots] = _width(rows.shape[1:])
-                rows = _padded(rows, column.row)
-            column.write(where, rows, source)
+        for part, rows_of in parts:
+            for name, rows in part.items():
+                column = self.columns[name]
+                rows = rows.detach() if rows.requires_grad else rows
+                if name in self.widths:
+                    self.widths[name][slots] = _width(rows.shape[1:])
+                    rows = _padded(rows, column.row)
+                column.write(where, rows, rows_of)
         self._occupy(slots)
 
     def put(self, slots: IntArray, arrays: dict[str, NDArray[Any]], source: IntArray | None) -> None:
@@ -309,23 +348,29 @@ class Store:
         self._top = int(keep.max()) + 1 if self._count else 0
 
     def rearrange(self, slots: IntArray, capacity: int) -> None:
-        """Change the capacity: new slot i holds what `slots[i]` held, everything else is dropped."""
+        """Change the capacity: new slot i holds what `slots[i]` held (nothing where it is -1).
+
+        Everything else is dropped.
+        """
         check_capacity(capacity)
+        new = np.flatnonzero(slots != -1)
+        if len(slots) > capacity:
+            raise ValueError(f"{len(slots)} slots do not fit a capacity of {capacity}")
+        slots = slots[new]
         self.check_slots(slots)
-        if len(slots) > capacity or not self.is_filled(slots).all():
-            raise ValueError(f"cannot keep {len(slots)} rows in {capacity} slots, or some of them are empty")
+        if not self.is_filled(slots).all():
+            raise ValueError(f"slots {slots[~self.is_filled(slots)].tolist()} are empty, they cannot be kept")
         held = self.read(slots)
         widths = {name: width[slots] for name, width in self.widths.items()}
-        columns, seen = self.columns, self.seen
+        columns, seen, own = self.columns, self.seen, self.own
         self.capacity = capacity
         self.clear()
-        self.seen = seen
+        self.seen, self.own = seen, own
         for name, column in columns.items():
             self.columns[name] = self._allocate(name, column.row, column.dtype)
         for name, width in widths.items():
             self.widths[name] = np.zeros(capacity, np.int32)
-            self.widths[name][: len(slots)] = width
-        new = np.arange(len(slots))
+            self.widths[name][new] = width
         where = self._address(new)
         for name, new_column in self.columns.items():
             new_column.write(where, held[name], None)
@@ -340,6 +385,7 @@ class Store:
         return {
             "capacity": self.capacity,
             "seen": self.seen,
+            "own": sorted(self.own),
             "slots": torch.from_numpy(slots),
             "columns": {name: column.read(where, self._top) for name, column in self.columns.items()},
             "widths": {name: torch.from_numpy(width[slots].copy()) for name, width in self.widths.items()},
@@ -349,7 +395,7 @@ class Store:
         """Become the saved table, or raise `ValueError` and stay what it was."""
         slots, columns, widths = _checked_state(state, self.capacity)
         self.clear()
-        self.seen = int(state["seen"])
+        self.seen, self.own = int(state["seen"]), set(state["own"])
         where = self._address(slots)
         for name, rows in columns.items():
             self.columns[name] = self._allocate(name, rows.shape[1:], rows.dtype)
@@ -458,18 +504,29 @@ def _padded(rows: Tensor, row: torch.Size) -> Tensor:
 
 
 def _checked_state(state: dict[str, Any], capacity: int) -> tuple[IntArray, Batch, Batch]:
-    missing = {"capacity", "seen", "slots", "columns", "widths"} - state.keys()
+    if not isinstance(state, dict):
+        raise ValueError(f"not the state of a store: a {type(state).__name__}")
+    missing = {"capacity", "seen", "own", "slots", "columns", "widths"} - state.keys()
     if missing:
         raise ValueError(f"not the state of a store: it lacks {sorted(missing)}")
     if state["capacity"] != capacity:
         raise ValueError(
             f"the saved memory has {state['capacity']} slots, this one {capacity}; make one of that size"
         )
-    slots: IntArray = state["slots"].numpy().astype(np.int64)
+    listed, columns, widths = state["slots"], state["columns"], state["widths"]
+    if not isinstance(listed, Tensor) or listed.ndim != 1 or listed.dtype != torch.int64:
+        raise ValueError("corrupt state: the slots are not a vector of int64")
+    slots: IntArray = listed.cpu().numpy()
     n = len(slots)
     if n > capacity or len(np.unique(slots)) != n or (n and not 0 <= slots.min() <= slots.max() < capacity):
         raise ValueError(f"corrupt state: {n} slots that are not distinct numbers below {capacity}")
-    for name, rows in {**state["columns"], **state["widths"]}.items():
+    if not isinstance(state["seen"], int) or state["seen"] < 0:
+        raise ValueError(f"corrupt state: {state['seen']!r} rows seen")
+    if not isinstance(columns, dict) or not isinstance(widths, dict) or not widths.keys() <= columns.keys():
+        raise ValueError("corrupt state: columns and widths are not dicts of the same names")
+    for name, rows in [*columns.items(), *widths.items()]:
         if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.shape[0] != n:
             raise ValueError(f"corrupt state: column {name!r} does not hold {n} rows")
-    return slots, state["columns"], state["widths"]
+    if not isinstance(state["own"], list) or not set(state["own"]) <= columns.keys():
+        raise ValueError("corrupt state: a column of the policy is missing")
+    return slots, columns, widths

@@ -14,6 +14,7 @@ import gc
 import math
 import time
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,12 +22,16 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
+from avalanche.training.plugins import EvaluationPlugin
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import replaykit as rk
 from replaykit import policies
+from replaykit.augment import views
+from replaykit.benchmarks import Data, mlp, split
+from replaykit.strategies import ER
 
 console = Console(width=120)
 Part = Literal["memory", "bytes", "training"]
@@ -69,9 +74,7 @@ def rows(n: int, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def memory(options: Options) -> None:
-    table = Table(
-        title="µs a call, three columns (x uint8 3×32×32, y, logits); bare = index_copy_ / index_select"
-    )
+    table = Table(title="µs a call, three columns (x uint8 3×32×32, y, logits); bare = index_copy_ / index_select")
     for name in ("slots", "operation", "ours", "bare", "ratio", "goal", ""):
         table.add_column(name, justify="left" if name == "operation" else "right")
     for size in options.sizes:
@@ -195,6 +198,9 @@ def training(options: Options, n: int = 10_000, batch: int = 10) -> None:
 
 def er_in_avalanche(x: Tensor, y: Tensor, size: int, batch: int, seed: int) -> float:
     model = mlp(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no loggers: that is the point
+        evaluator = EvaluationPlugin()
     strategy = ER(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
@@ -202,10 +208,10 @@ def er_in_avalanche(x: Tensor, y: Tensor, size: int, batch: int, seed: int) -> f
         buffer=rk.Buffer(size, policies.Reservoir(), seed=seed),
         views=views(),
         train_mb_size=batch,
-        evaluator=EvaluationPlugin(),
+        evaluator=evaluator,
     )
-    data = as_classification_dataset(tensor_dataset(x, y))
-    (experience,) = benchmark_from_datasets(train=[data]).train_stream
+    data = Data("random", x, y, x[:10], y[:10], classes=10, mean=[0.5], std=[0.25])
+    (experience,) = split(data, tasks=1).train_stream
     start = time.perf_counter()
     strategy.train(experience)
     return time.perf_counter() - start

@@ -2,3 +2,10 @@
 
 if __name__ != "replaykit.strategies":
     raise ImportError("import replaykit.strategies instead of strategies")
+
+from replaykit.strategies.der import DER
+from replaykit.strategies.derpp import DERpp
+from replaykit.strategies.er import ER
+from replaykit.strategies.er_ace import ERACE
+
+__all__ = ["DER", "ER", "ERACE", "DERpp"]

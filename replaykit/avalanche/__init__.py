@@ -1,0 +1,7 @@
+"""Replay memories in Avalanche: a plugin for any strategy, and buffers for Avalanche's own plugin."""
+
+from replaykit.avalanche.replay import Replay
+from replaykit.avalanche.storage_policy import StoragePolicy
+from replaykit.avalanche.template import Template
+
+__all__ = ["Replay", "StoragePolicy", "Template"]

@@ -1,0 +1,99 @@
+"""A supervised template that calls only the plugins that have something to do.
+
+Avalanche asks every plugin at every one of the eight events of an iteration, and its evaluator answers each
+time by copying the experience and walking through its metrics and loggers, even when there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from avalanche.core import BaseSGDPlugin
+from avalanche.evaluation.metric_definitions import PluginMetric
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+
+Callback = Callable[..., Any]
+
+EVENTS = (
+    *("before_training_iteration", "before_forward", "after_forward", "before_backward", "after_backward"),
+    *("before_update", "after_update", "after_training_iteration"),
+    *("before_eval_iteration", "before_eval_forward", "after_eval_forward", "after_eval_iteration"),
+)
+
+
+def _event(name: str) -> Callback:
+    def fire(self: Any, **kwargs: Any) -> None:
+        for callback in self._callbacks[name]:
+            callback(self, **kwargs)
+
+    return fire
+
+
+class Template(SupervisedTemplate):
+    """`SupervisedTemplate` with cheap iterations: same loop, same events, same order.
+
+    Which plugins, metrics and loggers define an event is found out at the beginning of an epoch. Whatever is
+    added to the strategy during an epoch is called from the next one on.
+    """
+
+    _callbacks: Mapping[str, list[Callback]] = MappingProxyType({name: [] for name in EVENTS})
+    _asked: tuple[int, ...] = ()
+
+    _before_training_iteration = _event("before_training_iteration")
+    _before_forward = _event("before_forward")
+    _after_forward = _event("after_forward")
+    _before_backward = _event("before_backward")
+    _after_backward = _event("after_backward")
+    _before_update = _event("before_update")
+    _after_update = _event("after_update")
+    _after_training_iteration = _event("after_training_iteration")
+    _before_eval_iteration = _event("before_eval_iteration")
+    _before_eval_forward = _event("before_eval_forward")
+    _after_eval_forward = _event("after_eval_forward")
+    _after_eval_iteration = _event("after_eval_iteration")
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        self._ask()
+        super().training_epoch(**kwargs)
+
+    def eval_epoch(self, **kwargs: Any) -> None:
+        self._ask()
+        super().eval_epoch(**kwargs)
+
+    def _ask(self) -> None:
+        listeners = [*self.plugins, *self.evaluator.metrics, *self.evaluator.loggers]
+        asked = tuple(map(id, listeners))
+        if asked != self._asked:
+            self._callbacks = {
+                name: [call for plugin in self.plugins for call in callbacks(plugin, name)] for name in EVENTS
+            }
+            self._asked = asked
+
+
+def callbacks(plugin: Any, event: str) -> list[Callback]:
+    """What to call on a plugin at an event: one function, or none when it would do nothing."""
+    if type(plugin) is EvaluationPlugin:
+        if any(_defines(listener, event) for listener in (*plugin.metrics, *plugin.loggers)):
+            return [getattr(plugin, event)]
+        # Values that somebody published are handed to the loggers once an iteration.
+        return [_Publish(plugin, event)] if event.endswith("_iteration") and event.startswith("after") else []
+    return [getattr(plugin, event)] if _defines(plugin, event) else []
+
+
+def _defines(listener: Any, event: str) -> bool:
+    method = getattr(listener, event, None)
+    function = getattr(method, "__func__", method)
+    empty = (getattr(BaseSGDPlugin, event, None), getattr(PluginMetric, event, None))
+    return function is not None and function not in empty
+
+
+class _Publish:
+    def __init__(self, evaluator: Any, event: str) -> None:
+        self.evaluator, self.event = evaluator, event
+
+    def __call__(self, strategy: Any, **kwargs: Any) -> None:
+        if self.evaluator._metric_values:
+            getattr(self.evaluator, self.event)(strategy, **kwargs)

@@ -1,0 +1,119 @@
+"""The inner solver of the proxy models: regularised fits in a kernel's space, by Newton steps.
+
+The published code runs L-BFGS for 200 to 300 iterations from a random start. The problem is convex, so any
+solver finds the same minimum; with few iterations of conjugate gradients per Newton step, and the previous
+support's solution as the start, one more row costs about five steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from replaykit.selectors.proxy_loss import Curvature, Loss
+
+
+def solve(
+    gram: Tensor, curvature: Curvature, weight: Tensor, shift: float, rhs: Tensor, tolerance: float
+) -> tuple[Tensor, Tensor, float]:
+    """x [m, c] with ``shift x + weight curvature(gram x) = rhs``, `gram x`, and the relative residual left.
+
+    Conjugate gradients in the inner product of the kernel, in which the operator is self-adjoint: one
+    product with the kernel per step and no power of its condition number. Sizes are measured in that inner
+    product too, so parts that the kernel cannot see do not count.
+
+    Raises:
+        ValueError: the kernel has a negative direction.
+    """
+    x, gram_x = torch.zeros_like(rhs), torch.zeros_like(rhs)
+    r, gram_r = rhs.clone(), gram @ rhs
+    p, gram_p = r.clone(), gram_r
+    size = first = _inner(r, gram_r)
+    for _ in range(2000):
+        if size <= tolerance**2 * first:
+            break
+        q = curvature(gram_p).mul_(weight[:, None]).add_(p, alpha=shift)
+        bend = float(torch.vdot(gram_p.flatten(), q.flatten()))
+        if bend <= 0:
+            break
+        step = size / bend
+        x.add_(p, alpha=step)
+        gram_x.add_(gram_p, alpha=step)
+        r.sub_(q, alpha=step)
+        gram_r = gram @ r
+        previous, size = size, _inner(r, gram_r)
+        p = torch.add(r, p, alpha=size / previous)
+        gram_p = torch.add(gram_r, gram_p, alpha=size / previous)
+    return x, gram_x, (size / first) ** 0.5 if first > 0 else 0.0
+
+
+def _inner(r: Tensor, gram_r: Tensor) -> float:
+    """r · K r, at least 0."""
+    r, gram_r = r.flatten(), gram_r.flatten()
+    value = float(torch.vdot(r, gram_r))
+    if value < 0 and value < -1e-6 * float(r.norm() * gram_r.norm()):
+        raise ValueError(
+            "the kernel is not positive semi-definite; use one that is (Linear, RBF, an NTK) or add a multiple "
+            "of the identity"
+        )
+    return max(value, 0.0)
+
+
+def fit(
+    gram: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    ridge: float,
+    loss: Loss,
+    start: Tensor | None = None,
+    tolerance: float = 1e-8,
+) -> Tensor:
+    """Coefficients a [m, c] that minimise ``(1/m) Σ w_i l((K a)_i, y_i) + ridge tr(aᵀ K a)``.
+
+    Newton steps by conjugate gradients, with backtracking; from `start` if given.
+
+    Args:
+        gram: kernel matrix of the rows [m, m], float64.
+        targets: [m, c].
+        weight: >= 0 [m].
+        tolerance: size of the gradient, relative to that of the data term at a = 0.
+
+    Raises:
+        ValueError: the gradient stays above 1e-4 of that, or the kernel is not positive semi-definite.
+    """
+    m, shift = len(gram), 2 * ridge * len(gram)
+    zero = torch.zeros_like(targets)
+    a = zero if start is None else start
+    data = weight[:, None] * loss.residuals(zero, targets)
+    scale = _inner(data, gram @ data) ** 0.5
+    predictions = gram @ a
+    size = 0.0
+
+    def objective(a: Tensor, predictions: Tensor) -> float:
+        value = weight @ loss.values(predictions, targets) / m + ridge * (a * predictions).sum()
+        return float(value)
+
+    value = objective(a, predictions)
+    for _ in range(200):
+        gradient = weight[:, None] * loss.residuals(predictions, targets) + shift * a
+        size = _inner(gradient, gram @ gradient) ** 0.5
+        if size <= tolerance * scale:
+            return a
+        loose = min(0.1, (size / scale) ** 0.5) if scale > 0 else 0.1
+        step, gram_step, _ = solve(gram, loss.curvature(predictions), weight, shift, -gradient, loose)
+        slope = float((gradient * gram_step).sum()) / m
+        length, before = 1.0, value
+        while True:
+            value = objective(a + length * step, predictions + length * gram_step)
+            if value <= before + 1e-4 * length * slope + 1e-15 * abs(before) or length < 1e-10:
+                break
+            length /= 2
+        if not value < before and size <= 1e-6 * scale:
+            return a  # no digit of the objective is left to gain
+        a, predictions = a + length * step, predictions + length * gram_step
+    if size <= 1e-4 * scale:
+        return a
+    raise ValueError(
+        f"the inner problem did not converge: after 200 Newton steps its gradient is {size / max(scale, 1e-300):.0e} "
+        f"of the start; a ridge above {ridge:g} or a kernel of smaller scale is easier"
+    )

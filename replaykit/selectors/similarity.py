@@ -1,0 +1,43 @@
+"""Similarities of vectors that facility location, graph cut and log-determinant accept.
+
+A similarity takes vectors and returns a function from row numbers [m] to rows [m, n] of the matrix, so that
+no more of the matrix is made than is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from replaykit.selectors.pool import Vectors
+from replaykit.selectors.rows import squared_distances
+
+
+def cosine(vectors: Vectors) -> Callable[[Tensor], Tensor]:
+    """(1 + cos) / 2, in [0, 1] and positive semi-definite; the cosine with a zero vector (norm < 1e-8) is 0."""
+    norms = vectors.norms()
+    inverse = torch.where(norms < 1e-8, 0.0, 1 / norms)
+
+    def rows(index: Tensor) -> Tensor:
+        cosines = vectors.gram_rows(index).mul_(inverse[index, None]).mul_(inverse)
+        return cosines.clamp_(-1, 1).add_(1).div_(2)
+
+    return rows
+
+
+def gaussian(vectors: Vectors, width: float | None = None) -> Callable[[Tensor], Tensor]:
+    """exp(-‖a - b‖² / (2 width²)); by default width² is the mean squared distance between two vectors."""
+    squares = vectors.norms().square()
+    if width is None:
+        n = max(1, len(vectors))
+        mean = vectors.gram_times(torch.full_like(squares, 1 / n)).mean()
+        variance = (2 * (squares.mean() - mean)).clamp(min=torch.finfo(squares.dtype).tiny)
+    else:
+        variance = torch.as_tensor(width**2, dtype=squares.dtype, device=squares.device)
+
+    def rows(index: Tensor) -> Tensor:
+        return squared_distances(vectors, index, squares).div_(-2 * variance).exp_()
+
+    return rows

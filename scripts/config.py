@@ -1,0 +1,169 @@
+"""What one run is configured with. The command line, the files beside the results and W&B all show this."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    stream: str = "split_digits"
+    """Data and how they are cut into tasks; a name of scripts/tables.py."""
+    data: str = os.environ.get("REPLAYKIT_DATA", "data")
+    """Folder with the data sets; for split_npz the file, for split_folder the folder of images."""
+    download: bool = False
+    """Fetch a missing data set."""
+    tasks: int | None = None
+    """Number of tasks; default: what the stream is known for."""
+    class_order: int | None = None
+    """Seed of a random order of the classes; default: 0, 1, 2, ..."""
+    per_class: int | None = None
+    """Training rows of each class to use (2500 is half of CIFAR-10); default: all."""
+    strategy: str = "derpp"
+    """How the memory is used: sgd (not at all), joint (all tasks at once), er, er_ace, der, derpp."""
+    policy: str = "reservoir"
+    """What the memory keeps; a name of scripts/tables.py."""
+    retrieval: str = "uniform"
+    """What is replayed: uniform, class_balanced."""
+    memory: int = 100
+    """Slots of the memory."""
+    model: str | None = None
+    """mlp, convnet, slim_resnet18, resnet18; default: what the stream is known for."""
+    epochs: int = 1
+    """Passes over each task."""
+    train_mb_size: int = 10
+    """New rows a step."""
+    batch_size_mem: int | None = None
+    """Replayed rows a draw; default: as published, else train_mb_size."""
+    lr: float | None = None
+    """Learning rate of SGD; default: as published, else 0.05."""
+    momentum: float = 0.0
+    """Momentum of SGD."""
+    alpha: float | None = None
+    """Coefficient of the stored logits (der, derpp); default: as published, else 0.3."""
+    beta: float | None = None
+    """Coefficient of the stored labels (derpp); default: as published, else 0.5."""
+    joint_forward: bool = True
+    """er: new and replayed rows in one forward pass (BatchNorm sees them together), or in two."""
+    augment: bool = False
+    """Random crops and flips, of the stream and of the memory, each row its own."""
+    normalise: bool = False
+    """Subtract the mean of the data and divide by the deviation."""
+    seed: int = 0
+    """Of the network, the order of the rows and the memory."""
+    device: str = "cpu"
+    """Where to train and to keep the memory."""
+    threads: int = 1
+    """CPU threads of torch."""
+    eval_every: int | None = None
+    """Evaluate also every so many iterations; default: after each task only."""
+    checkpoint_every: int = 500
+    """Write a checkpoint every so many iterations, and after each task; 0: none."""
+    logger: Literal["none", "wandb"] = "none"
+    """A logger besides the console and metrics.jsonl."""
+    wandb_mode: Literal["online", "offline", "disabled"] = "online"
+    """How W&B runs; offline needs neither login nor network."""
+    project: str = "replaykit"
+    """W&B project."""
+    name: str | None = None
+    """Name of the run and of its folder; default: made of stream, strategy, policy, memory and seed."""
+    out: str = "runs"
+    """Folder of the runs."""
+    resume: bool = False
+    """Go on from the checkpoint in the run's folder, to the bits of a run that was not cut."""
+
+    def __post_init__(self) -> None:
+        counts = (
+            "memory",
+            "epochs",
+            "train_mb_size",
+            "batch_size_mem",
+            "tasks",
+            "per_class",
+            "eval_every",
+            "threads",
+        )
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        for name in ("lr", "momentum", "alpha", "beta", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {value}")
+
+    @property
+    def run_name(self) -> str:
+        return self.name or f"{self.stream}-{self.strategy}-{self.policy}-{self.memory}-{self.seed}"
+
+    def completed(self) -> Config:
+        """The same with published values where nothing was given (sources: the strategies' docstrings)."""
+        known = _published(self)
+        general = {"lr": 0.05, "batch_size_mem": self.train_mb_size, "alpha": 0.3, "beta": 0.5}
+        missing = {name: known.get(name, value) for name, value in general.items() if getattr(self, name) is None}
+        return replace(self, **missing)
+
+
+def _published(config: Config) -> dict[str, Any]:
+    """Learning rate, memory batch and coefficients of the papers for a stream, a strategy and a memory."""
+    rows = _PUBLISHED.get((config.stream, config.strategy))
+    if rows is None:
+        return {}
+    nearest = min(rows, key=lambda memory: abs(memory - config.memory))
+    return dict(zip(("lr", "batch_size_mem", "alpha", "beta"), rows[nearest], strict=False))
+
+
+# (lr, memory batch, alpha, beta) by memory size. MNIST: Buzzega et al. 2020, batch 10 (split) and 128. CIFAR-10
+# and CIFAR-100: one pass with batches of 10, learning rate 0.1; DER++ as mammoth's users found it for one pass.
+_PUBLISHED: dict[tuple[str, str], dict[int, tuple[float, ...]]] = {
+    ("split_mnist", "sgd"): {200: (0.03,)},
+    ("split_mnist", "joint"): {200: (0.03,)},
+    ("split_mnist", "er"): {200: (0.01, 10), 500: (0.1, 10), 5120: (0.1, 10)},
+    ("split_mnist", "er_ace"): {200: (0.03, 10)},
+    ("split_mnist", "der"): {200: (0.03, 10, 0.2), 500: (0.03, 128, 1.0), 5120: (0.1, 128, 0.5)},
+    ("split_mnist", "derpp"): {
+        200: (0.03, 128, 0.2, 1.0),
+        500: (0.03, 10, 1.0, 0.5),
+        5120: (0.1, 64, 0.2, 0.5),
+    },
+    ("permuted_mnist", "er"): {200: (0.2, 128)},
+    ("permuted_mnist", "der"): {200: (0.2, 128, 1.0), 5120: (0.2, 128, 0.5)},
+    ("permuted_mnist", "derpp"): {
+        200: (0.1, 128, 1.0, 1.0),
+        500: (0.2, 128, 1.0, 0.5),
+        5120: (0.2, 128, 0.5, 1.0),
+    },
+    ("rotated_mnist", "er"): {200: (0.2, 128)},
+    ("rotated_mnist", "der"): {200: (0.2, 128, 1.0), 500: (0.2, 128, 0.5)},
+    ("rotated_mnist", "derpp"): {200: (0.1, 128, 1.0, 0.5), 500: (0.2, 128, 0.5, 1.0), 5120: (0.2, 128, 0.5, 0.5)},
+    **{
+        (stream, strategy): {1000: values}
+        for stream in ("split_cifar10", "split_cifar100")
+        for strategy, values in {
+            "sgd": (0.1,),
+            "joint": (0.1,),
+            "er": (0.1, 10),
+            "er_ace": (0.1, 10),
+            "der": (0.01, 10, 0.1),
+            "derpp": (0.01, 10, 0.1, 0.5),
+        }.items()
+    },
+}
+
+
+# Fields that say how a run is carried out and shown, not what it computes.
+CIRCUMSTANCES = {
+    *("name", "out", "data", "download", "resume", "checkpoint_every"),
+    *("logger", "wandb_mode", "project", "threads"),
+}
+
+
+def differences(config: Config, saved: dict[str, Any]) -> list[str]:
+    """Fields in which a saved configuration asks for another run."""
+    return [
+        f"{field.name}: {saved.get(field.name)!r} then, {getattr(config, field.name)!r} now"
+        for field in fields(config)
+        if field.name not in CIRCUMSTANCES and saved.get(field.name) != getattr(config, field.name)
+    ]

@@ -1,0 +1,7 @@
+"""Split-MNIST in one pass: scripts/train.py with the defaults of the literature (see --help)."""
+
+from config import Config
+from train import command
+
+if __name__ == "__main__":
+    command(Config(stream="split_mnist", memory=200))

@@ -1,0 +1,81 @@
+"""Mean and deviation over seeds of finished runs.
+
+python scripts/table.py runs/*/result.json
+python scripts/table.py --markdown runs/*/result.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any
+
+import tyro
+from config import CIRCUMSTANCES
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = ("stream", "strategy", "policy", "memory", "seeds", "accuracy", "forgetting", "AAA", "WC-ACC", "seconds")
+
+
+@dataclass
+class Options:
+    results: Annotated[list[Path], tyro.conf.Positional]
+    """result.json files."""
+    markdown: bool = False
+    """Print a Markdown table."""
+
+
+def main(options: Options) -> None:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for path in options.results:
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            config = result["config"]
+        except (OSError, ValueError, KeyError) as error:
+            sys.exit(f"{path} is not the result of a run: {error}")
+        groups[_group(config)].append(result)
+    lines = [_line(group, results) for group, results in sorted(groups.items(), key=lambda item: str(item[0]))]
+    if options.markdown:
+        print("| " + " | ".join(COLUMNS) + " |")
+        print("|" + " --- |" * len(COLUMNS))
+        for line in lines:
+            print("| " + " | ".join(line) + " |")
+        return
+    table = Table(*COLUMNS, title="mean ± deviation over seeds, in %, last epoch")
+    for line in lines:
+        table.add_row(*line)
+    Console(width=150).print(table)
+
+
+def _group(config: dict[str, Any]) -> tuple[Any, ...]:
+    """What is shown of a run, and everything else but the seed: runs that differ there are not averaged."""
+    shown = (config["stream"], config["strategy"], config["policy"], config["memory"])
+    if config["strategy"] in ("sgd", "joint"):
+        shown = (config["stream"], config["strategy"], "-", 0)
+    hidden = CIRCUMSTANCES | {"seed", "stream", "strategy", "policy", "memory"}
+    rest = {name: value for name, value in config.items() if name not in hidden}
+    return (*shown, json.dumps(rest, sort_keys=True))
+
+
+def _line(group: tuple[Any, ...], results: list[dict[str, Any]]) -> list[str]:
+    def spread(name: str, scale: float = 100, digits: int = 2) -> str:
+        values = [scale * result[name] for result in results if name in result]
+        if not values:
+            return "-"
+        deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{mean(values):.{digits}f}{deviation}"
+
+    names = ("average_accuracy", "forgetting", "average_anytime_accuracy", "worst_case_accuracy")
+    seeds = {result["config"]["seed"] for result in results}
+    if len(seeds) < len(results):
+        sys.exit(f"{group[:4]}: {len(results)} results but {len(seeds)} seeds; give each run once")
+    return [*map(str, group[:4]), str(len(results)), *map(spread, names), spread("seconds", 1, 1)]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,173 @@
+"""The names that the scripts accept, and what they stand for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from config import Config
+
+from replaykit import Buffer, benchmarks, policies, retrieval
+from replaykit.augment import Views
+from replaykit.avalanche import Template
+from replaykit.benchmarks import Stream
+from replaykit.plan import Policy
+from replaykit.strategies import DER, ER, ERACE, DERpp
+
+T = TypeVar("T")
+
+
+def choose(table: Mapping[str, T], name: str, what: str) -> T:
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; there are {', '.join(table)}")
+    return table[name]
+
+
+# -- streams: function, tasks that the literature uses, network ------------------------------------------
+
+STREAMS: dict[str, tuple[Callable[..., Stream], int, str]] = {
+    "split_digits": (lambda root, download, **o: benchmarks.split_digits(**o), 5, "mlp"),
+    "split_mnist": (benchmarks.split_mnist, 5, "mlp"),
+    "split_fashion_mnist": (benchmarks.split_fashion_mnist, 5, "mlp"),
+    "split_cifar10": (benchmarks.split_cifar10, 5, "slim_resnet18"),
+    "split_cifar100": (benchmarks.split_cifar100, 10, "slim_resnet18"),
+    "split_npz": (lambda root, download, **o: benchmarks.split_npz(root, **o), 5, "mlp"),
+    "split_folder": (lambda root, download, **o: benchmarks.split_folder(root, **o), 5, "slim_resnet18"),
+    "permuted_mnist": (benchmarks.permuted_mnist, 20, "mlp"),
+    "rotated_mnist": (benchmarks.rotated_mnist, 20, "mlp"),
+}
+
+
+def make_stream(config: Config) -> Stream:
+    make, tasks, _ = choose(STREAMS, config.stream, "stream")
+    options: dict[str, Any] = {"tasks": config.tasks or tasks, "download": config.download}
+    if config.stream in ("permuted_mnist", "rotated_mnist"):
+        if config.class_order is not None or config.per_class is not None:
+            raise ValueError(f"{config.stream} takes neither --class-order nor --per-class")
+        return make(config.data, seed=config.seed, **options)
+    if config.class_order is not None:
+        options |= {"order": "seed", "seed": config.class_order}
+    return make(config.data, per_class=config.per_class, **options)
+
+
+# -- networks ---------------------------------------------------------------------------------------------
+
+
+def _mlp(stream: Stream, seed: int) -> torch.nn.Module:
+    return benchmarks.mlp(inputs=stream.data.shape.numel(), classes=stream.classes, seed=seed)
+
+
+MODELS: dict[str, Callable[[Stream, int], torch.nn.Module]] = {
+    "mlp": _mlp,
+    "convnet": lambda stream, seed: benchmarks.convnet(classes=stream.classes, seed=seed),
+    "slim_resnet18": lambda stream, seed: benchmarks.slim_resnet18(classes=stream.classes, seed=seed),
+    "resnet18": lambda stream, seed: benchmarks.resnet18(classes=stream.classes, seed=seed),
+}
+
+
+def make_model(config: Config, stream: Stream) -> torch.nn.Module:
+    name = config.model or STREAMS[config.stream][2]
+    model = choose(MODELS, name, "model")(stream, config.seed).to(config.device)
+    return model.to(memory_format=torch.channels_last) if "resnet" in name else model
+
+
+# -- memories ---------------------------------------------------------------------------------------------
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "reservoir": policies.Reservoir,
+    "random_key": policies.RandomKeyReservoir,
+    "ring": policies.RingBuffer,
+    "class_balanced": policies.ClassBalancedReservoir,
+    "partitioning": policies.PartitioningReservoir,
+    "balanced": policies.BalancedReservoir,
+    "greedy_balanced": policies.GreedyBalanced,
+}
+RETRIEVALS: dict[str, Callable[[], retrieval.Retrieval]] = {
+    "uniform": retrieval.Uniform,
+    "class_balanced": retrieval.ClassBalanced,
+}
+
+
+def make_buffer(config: Config) -> Buffer:
+    policy = choose(POLICIES, config.policy, "policy")()
+    draw = choose(RETRIEVALS, config.retrieval, "retrieval")()
+    return Buffer(config.memory, policy, draw, device=config.device, seed=config.seed)
+
+
+# -- strategies -------------------------------------------------------------------------------------------
+
+
+class Viewing(SupervisedPlugin):
+    """The views of the rows where there is no replay plugin to make them."""
+
+    def __init__(self, views: Views) -> None:
+        super().__init__()
+        self.views = views
+
+    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        strategy.mbatch[0] = self.views.train(strategy.mbatch[0])
+
+
+def _sgd(config: Config, views: Views, plugins: list[Any], buffer: Buffer, **template: Any) -> Template:
+    return Template(plugins=[Viewing(views), *plugins], **template)
+
+
+def _er(config: Config, views: Views, plugins: list[Any], buffer: Buffer, **template: Any) -> Template:
+    mem = config.batch_size_mem
+    return ER(
+        buffer=buffer, batch_size_mem=mem, joint=config.joint_forward, views=views, plugins=plugins, **template
+    )
+
+
+def _er_ace(config: Config, views: Views, plugins: list[Any], buffer: Buffer, **template: Any) -> Template:
+    return ERACE(buffer=buffer, batch_size_mem=config.batch_size_mem, views=views, plugins=plugins, **template)
+
+
+def _der(config: Config, views: Views, plugins: list[Any], buffer: Buffer, **template: Any) -> Template:
+    own: dict[str, Any] = {"alpha": config.alpha, "batch_size_mem": config.batch_size_mem}
+    return DER(buffer=buffer, views=views, plugins=plugins, **own, **template)
+
+
+def _derpp(config: Config, views: Views, plugins: list[Any], buffer: Buffer, **template: Any) -> Template:
+    own: dict[str, Any] = {"alpha": config.alpha, "beta": config.beta, "batch_size_mem": config.batch_size_mem}
+    return DERpp(buffer=buffer, views=views, plugins=plugins, **own, **template)
+
+
+STRATEGIES: dict[str, Callable[..., Template]] = {
+    "sgd": _sgd,
+    "joint": _sgd,
+    "er": _er,
+    "er_ace": _er_ace,
+    "der": _der,
+    "derpp": _derpp,
+}
+
+
+def make_strategy(
+    config: Config, model: torch.nn.Module, buffer: Buffer, views: Views, plugins: list[Any]
+) -> Template:
+    """The strategy of a completed configuration, with no metrics or loggers of Avalanche's."""
+    make = choose(STRATEGIES, config.strategy, "strategy")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No loggers specified")
+        evaluator = EvaluationPlugin()
+    return make(
+        config,
+        views,
+        plugins,
+        buffer,
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=config.lr or 0.0, momentum=config.momentum),
+        criterion=torch.nn.CrossEntropyLoss(),
+        train_mb_size=config.train_mb_size,
+        train_epochs=config.epochs,
+        device=torch.device(config.device),
+        evaluator=evaluator,
+    )
+
+
+def uses_memory(config: Config) -> bool:
+    return config.strategy not in ("sgd", "joint")
