@@ -104,7 +104,8 @@ class TaskStream(SequenceCLStream):
         if self._split == "train" and self._stream.true_labels is not None:
             true = self._stream.true_labels.numpy()
             attributes.append(DataAttribute((true if rows is None else true[rows]).tolist(), "true_targets"))
-        groups = {"train": self._stream.transform, "eval": self._stream.eval_transform}
+        transform = self._stream.transform
+        groups = {"train": transform, "eval": self._stream.eval_transform or transform}
         # Without transforms Avalanche can flatten subsets, down to the tensors and one list of rows.
         given = groups if any(groups.values()) else None
         data = ClassificationDataset([TensorDataset(x, y)], data_attributes=attributes, transform_groups=given)

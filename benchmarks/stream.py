@@ -41,7 +41,8 @@ class Stream:
             benchmarks do, None leaves the column out.
         true_labels: labels before noise [n_train], None where no noise was added.
         transform, eval_transform: applied by Avalanche row by row to training and test rows, e.g. torchvision
-            transforms. Slow; leave them out where the images are normalised and augmented in batches.
+            transforms. Test rows get `transform` too where `eval_transform` is not given, as in Avalanche. Slow;
+            leave them out where the images are normalised and augmented in batches.
 
     Raises:
         ValueError: lists of different lengths, an empty task, rows that do not exist or come twice in a task.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -115,6 +117,7 @@ def along(objective: Objective, args: tuple[Any, ...], batch: Batch, directions:
         return objective.losses_at(values, args, batch)
 
     columns = []
+    _load_forward_mode()
     with _plain_attention():
         for direction in directions:
             split = objective.layout.split(direction.to(next(iter(parameters.values())).dtype))
@@ -141,6 +144,14 @@ def double_backward(
     if not product.requires_grad:
         return torch.zeros_like(losses)
     return torch.autograd.grad(product, s)[0]
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Forward mode loads its rules when first used; torch then warns about torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
 
 
 @contextmanager

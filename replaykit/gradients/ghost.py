@@ -28,7 +28,7 @@ from replaykit.store import Batch
 
 Layers: TypeAlias = dict[str, tuple[nn.Module, tuple[str, ...]]]
 
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 # For each model and form of call, the layers that passed the check.
 _passed: WeakKeyDictionary[nn.Module, dict[Hashable, frozenset[str]]] = WeakKeyDictionary()
 
@@ -123,9 +123,7 @@ def _check(
     layers: Layers, blocks: dict[str, Block], losses: Tensor, parameters: dict[str, Tensor], budget: Budget
 ) -> tuple[frozenset[str], bool]:
     """Layers whose factors reproduce the gradient of a weighted loss, and whether that proves anything."""
-    n = losses.shape[0]
-    # Fractional parts of multiples of the golden ratio: fixed, distinct and away from zero.
-    weights = (torch.arange(1, n + 1, device=losses.device, dtype=losses.dtype) * 0.6180339887).frac() + 0.5
+    weights = generic_weights(losses)
     names = [name for _, (_, own) in layers.items() for name in own]
     true: dict[str, Tensor | None] = dict.fromkeys(names)
     if losses.requires_grad:
@@ -140,7 +138,7 @@ def _check(
         made = blocks[layer].weighted_sum(weights, budget)
         differences = [_difference(made[name], true[name]) for name in own]
         error, size = (sum(pair[k] for pair in differences) for k in (0, 1))
-        tolerance = _TOLERANCE.get(losses.dtype, 5e-2)
+        tolerance = TOLERANCE.get(losses.dtype, 5e-2)
         if error > tolerance * size:
             scale = float((blocks[layer].squares(budget).clamp(min=0).sqrt() * weights).sum())
             if error > tolerance * scale:
@@ -148,6 +146,12 @@ def _check(
         passed.add(layer)
         certain = certain and size > 0
     return frozenset(passed), certain
+
+
+def generic_weights(like: Tensor) -> Tensor:
+    """Fixed weights [n] that are distinct and away from zero: multiples of the golden ratio, modulo 1."""
+    numbers = torch.arange(1, like.shape[0] + 1, device=like.device, dtype=torch.float64)
+    return ((numbers * 0.6180339887).frac() + 0.5).to(like.dtype)
 
 
 def _difference(made: Tensor, true: Tensor | None) -> tuple[float, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from replaykit.gradients.structure import Structure
 from replaykit.store import Batch, IntArray
 
 ROUTES = ("auto", "ghost", "func", "loop")
+# For each model and form of batch, whether forward mode gives the products of the backward pass.
+_forward_mode: WeakKeyDictionary[nn.Module, dict[Hashable, bool]] = WeakKeyDictionary()
 
 
 def per_sample_gradients(
@@ -106,25 +109,48 @@ class ModelGradients(PerSampleGradients):
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _along(self, directions: Tensor) -> Tensor:
-        products = self._empty(self._n, directions.shape[0])
-        for rows in self._chunks():
-            args, batch = self._at(rows)
-            with scoring(self._objective.structure, self._mode):
-                products[rows] = functional.along(self._objective, args, batch, directions)
-        return products
-
     def _dots(self, directions: Tensor) -> Tensor:
         # One forward-mode pass costs less than the factors, two or more cost more, unless factors are there.
         at_hand = self._plan is not None and len(self._cache) == len(self._plan)
         if self._route == "auto" and len(directions) == 1 and not at_hand:
-            try:
-                return self._along(directions)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError:
-                pass  # neither forward mode nor a second backward pass: the factors need only one
+            products = self._along(directions)
+            if products is not None:
+                return products
         return super()._dots(directions)
+
+    def _along(self, directions: Tensor) -> Tensor | None:
+        """Products by forward-mode derivatives, where these have proved to agree with the backward pass.
+
+        They need not: an embedding's padding row, a gradient that a hook changes. So the first time, a
+        weighted sum of the products is compared with the weighted sum of the gradients.
+        """
+        known = _forward_mode.setdefault(self._objective.model, {})
+        form = (tuple(self.layout.shapes.items()), columns(self._batch))
+        if known.get(form) is False:
+            return None
+        products = self._empty(self._n, directions.shape[0])
+        try:
+            for rows in self._chunks():
+                args, batch = self._at(rows)
+                with scoring(self._objective.structure, self._mode):
+                    products[rows] = functional.along(self._objective, args, batch, directions)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            if self._objective.structure.changed():
+                raise
+            known[form] = False
+            return None
+        if form not in known:
+            weights = ghost.generic_weights(products[:, 0])
+            error = (weights @ products - directions @ self.weighted_sum(weights)).abs().sum()
+            size = (weights[:, None] * products).abs().sum()
+            agrees = bool(error <= ghost.TOLERANCE.get(size.dtype, 5e-2) * size)
+            if not agrees or size > 0:
+                known[form] = agrees
+            if not agrees:
+                return None
+        return products
 
     def _chunks(self) -> list[Tensor]:
         if self._plan is None:

@@ -142,7 +142,7 @@ def rows_per_pass(objective: Objective, batch: Batch, rows: Tensor, device: torc
     def measure() -> int:
         row = {name: value.to(device) for name, value in take(batch, rows[:1]).items()}
         with Allocations() as made, torch.no_grad():
-            objective.losses(args := objective.arguments(row), row)
+            objective.model(*(args := objective.arguments(row)))
         return int(made.nbytes) + tensor_bytes(*args, *row.values())
 
     dtypes = frozenset(value.dtype for value in objective.structure.parameters.values())

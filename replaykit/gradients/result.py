@@ -147,7 +147,7 @@ class PerSampleGradients:
 
     def mean(self) -> Tensor:
         """Mean gradient [p]."""
-        return self.weighted_sum(torch.full((self._n,), 1.0 / max(1, self._n)))
+        return self.weighted_sum(torch.full((self._n,), 1.0 / max(1, self._n), dtype=torch.float64))
 
     def explicit(self) -> Tensor:
         """The gradients themselves [n, p]: n·p numbers, whatever the budget."""

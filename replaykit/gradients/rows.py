@@ -15,10 +15,10 @@ def only_x(batch: Batch) -> Tensor:
     """The column ``x``, as the model's input."""
     if "x" not in batch:
         raise ValueError(f"the batch has no column 'x', only {sorted(batch)}; give inputs=")
-    if not batch["x"].is_floating_point():
+    if batch["x"].dtype == torch.uint8:
         raise ValueError(
-            f"column 'x' holds {batch['x'].dtype}; give inputs= a function that makes the model's input of a "
-            "batch, with the normalisation the model is trained with"
+            "column 'x' holds uint8: give inputs= (a Probe: prepare=), a function that makes the model's input "
+            "of it, with the normalisation that the model is trained with"
         )
     return batch["x"]
 

@@ -12,10 +12,10 @@ Departures:
 - Ties: if the class of the new row is among the largest, it replaces a row of its own class; then the largest
   count never grows once the memory is filled. Otherwise the tied classes are equally likely.
 - One draw a row decides acceptance and, rescaled, the victim.
-- ``compat="mammoth"`` books every write of the fill as an eviction of class 0, as mammoth has done since
-  January 2025: class 0 looks `capacity` rows smaller than it is, so it is always let in, and it is evicted
-  only when nothing else is stored. Ties go to the lowest label. The modulo bias of the victim within its
-  class is not reproduced, nor what a class 0 that is alone remembers of labels stored earlier.
+- ``compat="mammoth"`` books every write of the fill as an eviction of class 0, as mammoth has done since January
+  2025: class 0 looks `capacity` rows smaller than it is, so it is let in whenever another class is stored, and
+  is evicted only when no other is. Ties go to the lowest label. Not reproduced: the modulo bias of the victim
+  within its class, and that a label beyond the end of its table of counts is always let in.
 - `resize`: shrinking drops uniform rows of the largest classes; growing (``grow="naive"``) appends until the
   new slots are taken.
 """
@@ -76,7 +76,7 @@ class BalancedReservoir(Policy):
             if outcome < capacity:
                 fraction = outcome / capacity
             elif self.forced:
-                middle = median(self._booked().values()) if middle is None else middle
+                middle = self._median() if middle is None else middle
                 if self._booked_count(y[row]) >= middle:
                     continue
                 fraction = (outcome - capacity) / (offered - capacity)
@@ -117,17 +117,20 @@ class BalancedReservoir(Policy):
         slots.add(label, slot)
         return slot
 
+    def _median(self) -> float:
+        counts = self._booked()
+        return median(counts.values()) if counts else 0
+
     def _booked(self) -> dict[int, int]:
-        """The counts that the forced path compares: those of mammoth are short of class 0."""
+        """The counts that the forced path compares: in mammoth's, class 0 is never above 0."""
         counts = self.slots.counts()
-        if self.compat == "mammoth" and len(counts) > 1:
+        if self.compat == "mammoth":
             counts.pop(0, None)
         return counts
 
     def _booked_count(self, label: int) -> int:
-        hidden = self.compat == "mammoth" and label == 0 and self.slots.classes > 1
-        return 0 if hidden else self.slots.count(label)
+        return 0 if self.compat == "mammoth" and label == 0 else self.slots.count(label)
 
     def _mammoth_victim(self) -> int:
         counts = self._booked()
-        return min(counts, key=lambda label: (-counts[label], label))
+        return min(counts, key=lambda label: (-counts[label], label), default=0)

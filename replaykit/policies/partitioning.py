@@ -31,19 +31,17 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from replaykit.plan import Plan, Policy
-from replaykit.policies.label_sets import LabelSets, label_sets
+from replaykit.policies.label_sets import Labels, LabelSets, distances, label_sets, least_protected
 from replaykit.policies.slots_by_class import SlotsByClass, checked_counts, checked_keys
 from replaykit.store import Batch, IntArray, Store
 
 if TYPE_CHECKING:
     from replaykit.probe import Probe
-
-Labels: TypeAlias = tuple[int, ...]
 
 _ROUNDING = 1e-12  # of a sum of counts
 MAX_RHO = 10.0  # n ** rho stays a float for any stream
@@ -79,6 +77,13 @@ class PartitioningReservoir(Policy):
         self._power: dict[int, float] = {}  # offered ** rho
         self._kept_share: dict[int, float] = {}  # targets as the official code keeps them
         self._sets = LabelSets()
+
+    def shares(self) -> dict[int, float]:
+        """Target share p_i of the memory for each label seen."""
+        if self.compat:
+            return dict(self._kept_share)
+        total = self._total_power()
+        return {label: power / total for label, power in self._power.items()}
 
     def plan(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None) -> Plan:
         keys = label_sets(arrivals, self.column)
@@ -202,11 +207,7 @@ class PartitioningReservoir(Policy):
 
     def _candidates(self, capacity: int, rng: np.random.Generator) -> list[Labels]:
         """The label sets one of whose rows is to go, in ascending order."""
-        if self.compat:
-            share = self._kept_share
-        else:
-            total = self._total_power()
-            share = {label: power / total for label, power in self._power.items()}
+        share = self.shares()
         excess = surplus(self.stored, share)
         keys = self._sets.carrying(self._draw_label(excess, rng))
         if len(keys) == 1:
@@ -246,32 +247,3 @@ def surplus(stored: Mapping[int, int], share: Mapping[int, float]) -> dict[int, 
     """How many rows with each label are stored beyond its target."""
     total = sum(stored.values())
     return {label: count - share[label] * total for label, count in stored.items()}
-
-
-def least_protected(keys: list[Labels], protected: set[int]) -> list[Labels]:
-    """The label sets that hold the fewest of the protected labels."""
-    held = [len(protected.intersection(key)) for key in keys]
-    fewest = min(held)
-    return [key for key, n in zip(keys, held, strict=True) if n == fewest]
-
-
-def distances(
-    keys: list[Labels], stored: Mapping[int, int], share: Mapping[int, float], only_stored: bool = False
-) -> list[float]:
-    """For each label set, how far the label counts are from their targets without one such row.
-
-    With `only_stored`, labels that would not be stored any more are left out.
-    """
-    total, before, away = sum(stored.values()), {}, []
-    for key in keys:
-        left = total - len(key)
-        if left not in before:  # the sum over all labels, as if the row had none of them
-            before[left] = sum(
-                abs(count - share[label] * left) for label, count in stored.items() if count or not only_stored
-            )
-        far = before[left]
-        for label in key:
-            beyond, gone = stored[label] - share[label] * left, only_stored and stored[label] == 1
-            far += (0.0 if gone else abs(beyond - 1)) - abs(beyond)
-        away.append(far)
-    return away

@@ -135,15 +135,16 @@ class SlotsByClass(Generic[Label]):
         """Refuse a change of capacity that the memory cannot make.
 
         Raises:
-            ValueError: the capacity is below 1, or grows without ``grow="naive"``.
+            ValueError: the capacity is below 1, or it grows after rows were dropped and `grow` is not "naive".
         """
         self.check(store)
         if grow not in ("forbid", "naive"):
             raise ValueError(f"grow is 'forbid' or 'naive' here, got {grow!r}")
-        if check_capacity(capacity) > store.capacity and grow != "naive":
+        dropped = store.seen - len(store)
+        if check_capacity(capacity) > store.capacity and dropped and grow == "forbid":
             raise ValueError(
-                f"growing from {store.capacity} to {capacity} slots cannot bring back dropped rows; pass "
-                "grow='naive' to store every row until the new slots are taken, or build a new memory"
+                f"growing from {store.capacity} to {capacity} slots cannot bring back the {dropped} rows that "
+                "were dropped; pass grow='naive' (its bias is documented), or build a new memory"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Bilevel:
         start: random rows that the support begins with.
         candidates: rows drawn as candidates for each step; None for all.
         compat: candidates and averaging of the released code.
+        tolerance: of the inner problem and the implicit system, relative.
         max_bytes: hold the kernel matrix if it takes no more than this.
     """
 
@@ -78,6 +79,7 @@ class Bilevel:
     start: int = 1
     candidates: int | None = None
     compat: bool = False
+    tolerance: float = 1e-7
     max_bytes: int = MAX_BYTES
 
     def __post_init__(self) -> None:
@@ -121,6 +123,7 @@ class Bilevel:
         """The kernel matrix of a pool."""
         return pool_gram(pool, self.quantity, self.kernel, self.max_bytes, type(self).__name__)
 
+    @torch.inference_mode()
     def greedy(
         self, gram: Gram, targets: Tensor, k: int, data_weight: Tensor, rng: np.random.Generator
     ) -> Selection:
@@ -129,7 +132,7 @@ class Bilevel:
         data_weight = checked_weight(data_weight, type(self).__name__)
         # What a step draws depends on the seed and the step alone, so a smaller coreset is a prefix of a larger.
         first, seed = distinct(n, min(self.start, n), rng), int(rng.integers(2**63))
-        model = Representer(gram, targets, data_weight, self.ridge, self.loss, k)
+        model = Representer(gram, targets, data_weight, self.ridge, self.loss, k, self.tolerance)
         for row in first[:k].tolist():
             model.add(row)
         while True:

@@ -26,7 +26,7 @@ def el2n(probabilities: Tensor, y: Tensor) -> Tensor:
     """‖p - e_y‖ [n] of probabilities [n, c] and labels [n]."""
     error = probabilities.clone()
     error[torch.arange(len(y), device=y.device), y] -= 1
-    return torch.linalg.vector_norm(error, dim=1)
+    return error.square().sum(1).sqrt()
 
 
 def grand_last_layer(error: Tensor, features: Tensor, bias: bool = True) -> Tensor:
@@ -38,7 +38,7 @@ def grand_last_layer(error: Tensor, features: Tensor, bias: bool = True) -> Tens
         bias: the layer has one; the 1 is its part.
     """
     squares = features.square().sum(1) + float(bias)
-    return torch.linalg.vector_norm(error, dim=1) * squares.sqrt()
+    return (error.square().sum(1) * squares).sqrt()
 
 
 class GraNd:

@@ -14,9 +14,9 @@ from replaykit.selectors.proxy_loss import Curvature, Loss
 
 
 def solve(
-    gram: Tensor, curvature: Curvature, weight: Tensor, shift: float, rhs: Tensor, tolerance: float
+    gram: Tensor, curvature: Curvature, shift: float, rhs: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor, float]:
-    """x [m, c] with ``shift x + weight curvature(gram x) = rhs``, `gram x`, and the relative residual left.
+    """x [m, c] with ``shift x + curvature(gram x) = rhs``, `gram x`, and the relative residual left.
 
     Conjugate gradients in the inner product of the kernel, in which the operator is self-adjoint: one
     product with the kernel per step and no power of its condition number. Sizes are measured in that inner
@@ -25,32 +25,30 @@ def solve(
     Raises:
         ValueError: the kernel has a negative direction.
     """
-    x, gram_x = torch.zeros_like(rhs), torch.zeros_like(rhs)
-    r, gram_r = rhs.clone(), gram @ rhs
-    p, gram_p = r.clone(), gram_r
-    size = first = _inner(r, gram_r)
+    # Each pair holds a vector and its product with the kernel, so that both are updated at once.
+    solution = torch.zeros(2, *rhs.shape, dtype=rhs.dtype)
+    residual = torch.stack([rhs, gram @ rhs])
+    direction = residual.clone()
+    size = first = _inner(*residual)
+    gram_p = direction[1].view(-1)
     for _ in range(2000):
         if size <= tolerance**2 * first:
             break
-        q = curvature(gram_p).mul_(weight[:, None]).add_(p, alpha=shift)
-        bend = float(torch.vdot(gram_p.flatten(), q.flatten()))
+        q = curvature(direction[1]).add_(direction[0], alpha=shift)
+        bend = float(gram_p.dot(q.view(-1)))
         if bend <= 0:
             break
-        step = size / bend
-        x.add_(p, alpha=step)
-        gram_x.add_(gram_p, alpha=step)
-        r.sub_(q, alpha=step)
-        gram_r = gram @ r
-        previous, size = size, _inner(r, gram_r)
-        p = torch.add(r, p, alpha=size / previous)
-        gram_p = torch.add(gram_r, gram_p, alpha=size / previous)
-    return x, gram_x, (size / first) ** 0.5 if first > 0 else 0.0
+        solution.add_(direction, alpha=size / bend)
+        residual[0].sub_(q, alpha=size / bend)
+        torch.mm(gram, residual[0], out=residual[1])
+        previous, size = size, _inner(*residual)
+        direction.mul_(size / previous).add_(residual)
+    return solution[0], solution[1], (size / first) ** 0.5 if first > 0 else 0.0
 
 
 def _inner(r: Tensor, gram_r: Tensor) -> float:
     """r · K r, at least 0."""
-    r, gram_r = r.flatten(), gram_r.flatten()
-    value = float(torch.vdot(r, gram_r))
+    value = float(r.view(-1).dot(gram_r.view(-1)))
     if value < 0 and value < -1e-6 * float(r.norm() * gram_r.norm()):
         raise ValueError(
             "the kernel is not positive semi-definite; use one that is (Linear, RBF, an NTK) or add a multiple "
@@ -100,7 +98,7 @@ def fit(
         if size <= tolerance * scale:
             return a
         loose = min(0.1, (size / scale) ** 0.5) if scale > 0 else 0.1
-        step, gram_step, _ = solve(gram, loss.curvature(predictions), weight, shift, -gradient, loose)
+        step, gram_step, _ = solve(gram, loss.curvature(predictions, weight), shift, -gradient, loose)
         slope = float((gradient * gram_step).sum()) / m
         length, before = 1.0, value
         while True:

@@ -66,7 +66,8 @@ class Dense:
         return self.values @ (weights @ self.values)
 
     def norms(self) -> Tensor:
-        return torch.linalg.vector_norm(self.values, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(self.values, dim=1)
+        return norms
 
     def rows(self, index: Tensor) -> Dense:
         return Dense(self.values[index])

@@ -37,12 +37,20 @@ class Representer:
         targets: [n, c].
         data_weight: v [n].
         capacity: rows that the support will have at most.
+        tolerance: of the inner fit and the implicit system, relative.
     """
 
     def __init__(
-        self, gram: Gram, targets: Tensor, data_weight: Tensor, ridge: float, loss: Loss, capacity: int
+        self,
+        gram: Gram,
+        targets: Tensor,
+        data_weight: Tensor,
+        ridge: float,
+        loss: Loss,
+        capacity: int,
+        tolerance: float = 1e-8,
     ) -> None:
-        self.gram, self.ridge, self.loss = gram, ridge, loss
+        self.gram, self.ridge, self.loss, self.tolerance = gram, ridge, loss, tolerance
         self.targets = targets.to(gram.device, gram.dtype)
         self.data_weight = data_weight.to(gram.device, gram.dtype)
         self.rows: list[int] = []
@@ -68,11 +76,11 @@ class Representer:
         """Kernel matrix of the support [m, m]."""
         return self._square[: len(self.rows), : len(self.rows)].contiguous()
 
-    def fit(self, weight: Tensor, tolerance: float = 1e-8) -> None:
+    def fit(self, weight: Tensor) -> None:
         """Solve the inner problem for weights [m] of the support, from the present coefficients."""
         m = len(self.rows)
         self.coefficients = fit(
-            self.square, self._labels[:m], weight, self.ridge, self.loss, self.coefficients, tolerance
+            self.square, self._labels[:m], weight, self.ridge, self.loss, self.coefficients, self.tolerance
         )
 
     def predictions(self) -> Tensor:
@@ -116,10 +124,10 @@ class Representer:
         u = residuals * (self.data_weight / len(self.gram))[:, None]
         own = u.index_select(0, index).cpu().double()
         u.div_(2 * self.ridge)[index] = 0
-        curvature = self.loss.curvature(self.square @ self.coefficients)
+        curvature = self.loss.curvature(self.square @ self.coefficients, weight)
         outside = (self._kernel[:m] @ u).cpu().double()
-        rhs = total * own - weight[:, None] * curvature(outside)
-        z, _, left = solve(self.square, curvature, weight, shift, rhs, 1e-8)
+        rhs = total * own - curvature(outside)
+        z, _, left = solve(self.square, curvature, shift, rhs, self.tolerance)
         if left > 1e-4:
             raise ValueError(
                 f"the implicit system did not converge (residual {left:.0e}); a ridge above {self.ridge:g} or a "

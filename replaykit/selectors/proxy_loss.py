@@ -26,8 +26,8 @@ class Loss(Protocol):
         """Their gradients in the predictions [n, c]."""
         ...
 
-    def curvature(self, predictions: Tensor) -> Curvature:
-        """The product of every row's Hessian with a row of [n, c]."""
+    def curvature(self, predictions: Tensor, weight: Tensor) -> Curvature:
+        """The product of every row's Hessian, times its weight [n], with a row of [n, c]."""
         ...
 
 
@@ -43,12 +43,12 @@ class CrossEntropy:
     def residuals(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return predictions.softmax(1).sub_(targets)
 
-    def curvature(self, predictions: Tensor) -> Curvature:
+    def curvature(self, predictions: Tensor, weight: Tensor) -> Curvature:
         p = predictions.softmax(1)
+        scaled = p * weight[:, None]
 
         def times(v: Tensor) -> Tensor:
-            pv = p * v
-            return pv.addcmul_(p, pv.sum(1, keepdim=True), value=-1)
+            return (v - (p * v).sum(1, keepdim=True)).mul_(scaled)
 
         return times
 
@@ -67,8 +67,8 @@ class SquaredError:
     def residuals(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return (predictions - targets).mul_(2)
 
-    def curvature(self, predictions: Tensor) -> Curvature:
-        return lambda v: 2 * v
+    def curvature(self, predictions: Tensor, weight: Tensor) -> Curvature:
+        return lambda v: v * (2 * weight[:, None])
 
 
 def one_hot(y: Tensor, classes: int | None) -> Tensor:

@@ -25,10 +25,16 @@ class Rows:
         compute: row numbers [m] to rows [m, n].
         like: a tensor of the dtype and device of the rows.
         max_bytes: hold the whole matrix if it takes no more than this, and work on pieces no larger.
+        hold: hold it at all.
     """
 
     def __init__(
-        self, n: int, compute: Callable[[Tensor], Tensor], like: Tensor, max_bytes: int = MAX_BYTES
+        self,
+        n: int,
+        compute: Callable[[Tensor], Tensor],
+        like: Tensor,
+        max_bytes: int = MAX_BYTES,
+        hold: bool = True,
     ) -> None:
         self.n, self.dtype, self.device = n, like.dtype, like.device
         row = max(1, n * like.element_size())
@@ -36,7 +42,7 @@ class Rows:
         self.piece = max(1, min(piece, max_bytes) // row)
         self._compute = compute
         self.matrix: Tensor | None = None
-        if n * row <= max_bytes:
+        if hold and n * row <= max_bytes:
             matrix = like.new_empty(n, n)
             # Products of many rows at a time are the efficient ones.
             for index in torch.split(torch.arange(n, device=like.device), 16 * self.piece):
@@ -46,8 +52,7 @@ class Rows:
     @classmethod
     def of(cls, matrix: Tensor) -> Rows:
         """A given matrix, as it is."""
-        rows = cls(len(matrix), matrix.__getitem__, matrix, max_bytes=-1)
-        rows.piece = max(1, _PIECE.get(matrix.device.type, _DEVICE_PIECE) // max(1, matrix[:1].nbytes))
+        rows = cls(len(matrix), matrix.__getitem__, matrix, hold=False)
         rows.matrix = matrix
         return rows
 

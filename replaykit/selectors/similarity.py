@@ -13,16 +13,15 @@ from torch import Tensor
 
 from replaykit.selectors.pool import Vectors
 from replaykit.selectors.rows import squared_distances
+from replaykit.selectors.unit import Unit
 
 
 def cosine(vectors: Vectors) -> Callable[[Tensor], Tensor]:
     """(1 + cos) / 2, in [0, 1] and positive semi-definite; the cosine with a zero vector (norm < 1e-8) is 0."""
-    norms = vectors.norms()
-    inverse = torch.where(norms < 1e-8, 0.0, 1 / norms)
+    unit = Unit(vectors)
 
     def rows(index: Tensor) -> Tensor:
-        cosines = vectors.gram_rows(index).mul_(inverse[index, None]).mul_(inverse)
-        return cosines.clamp_(-1, 1).add_(1).div_(2)
+        return unit.gram_rows(index).clamp_(-1, 1).add_(1).div_(2)
 
     return rows
 

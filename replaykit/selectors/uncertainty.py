@@ -29,17 +29,11 @@ def margin(probabilities: Tensor) -> Tensor:
 
 def entropy(probabilities: Tensor) -> Tensor:
     """-Σ p ln p in nats, with 0 ln 0 = 0, of [n, c]: high where uncertain [n]."""
-    return torch.special.entr(probabilities).sum(1)
+    terms: Tensor = torch.special.entr(probabilities)
+    return terms.sum(1)
 
 
 class _Undecided:
-    """Rows by a score of their softmax.
-
-    Args:
-        quantity: of the pool: logits [n, c]. A masked head's -inf is a probability of 0.
-        skip: number of rows to leave out before the first.
-    """
-
     score: Callable[[Tensor], Tensor]
     order: Order
 
@@ -54,18 +48,26 @@ class _Undecided:
 
 
 class LeastConfidence(_Undecided):
-    __doc__ = f"Lowest largest probability first. {_Undecided.__doc__}"
+    """The smallest largest probability first.
+
+    Args:
+        quantity: of the pool: logits [n, c]. A masked head's -inf is a probability of 0.
+        skip: number of rows to leave out before the first.
+    """
+
     score = staticmethod(least_confidence)
     order = staticmethod(highest)
 
 
 class Margin(_Undecided):
-    __doc__ = f"Smallest gap between the two largest probabilities first. {_Undecided.__doc__}"
+    """The smallest gap between the two largest probabilities first; arguments of `LeastConfidence`."""
+
     score = staticmethod(margin)
     order = staticmethod(lowest)
 
 
 class Entropy(_Undecided):
-    __doc__ = f"Highest entropy first. {_Undecided.__doc__}"
+    """The highest entropy first; arguments of `LeastConfidence`."""
+
     score = staticmethod(entropy)
     order = staticmethod(highest)

@@ -125,8 +125,11 @@ def test_transforms_of_training_and_test_rows() -> None:
     assert torch.equal(train.train()[1][0], x[1].float() / 255)
     assert torch.equal(train.eval()[1][0], -x[1].float() / 255)
     assert float(stream.test_stream[0].dataset.eval()[0][0].max()) <= 0
+    both = split_digits(transform=to_float)
+    assert torch.equal(both.test_stream[0].dataset.eval()[1][0], both.tensors(0, "test")[0][1].float() / 255)
     strategy = naive(mlp(64, seed=0))
-    strategy.train(stream.train_stream[0], num_workers=0)
+    strategy.train(both.train_stream[0])
+    strategy.eval(both.test_stream)
 
 
 def test_naive_learns_the_digits_in_one_task() -> None:

@@ -1,12 +1,15 @@
 """Streams: rows of every task, options of `split`, refusals."""
 
+import random
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from replaykit.benchmarks import Data, Stream, digits, noisy_labels, split, split_digits
+from replaykit.benchmarks import Data, Stream, digits, noisy_labels, rotated, split, split_digits
 from replaykit.benchmarks.splits import imbalanced_mnist, split_cifar10, split_mnist
 
 
@@ -175,3 +178,18 @@ def test_real_streams(data_root: Any) -> None:
     assert [len(rows) for rows in imbalanced.train] == [200] * 4 + [2000]
     assert len(np.concatenate(imbalanced.train)) // 125 == 22
     assert set(imbalanced.tensors(4)[1].tolist()) == {8, 9}
+
+
+def test_making_a_stream_leaves_the_global_generators() -> None:
+    before = (torch.get_rng_state(), str(np.random.get_state(legacy=False)), random.getstate())  # noqa: NPY002
+    split_digits(order="seed", per_class=20, noise=0.2, blurry=0.1)
+    rotated(toy(), 2, per_task=5).tensors(1)
+    after = (torch.get_rng_state(), str(np.random.get_state(legacy=False)), random.getstate())  # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+def test_importing_and_loading_do_not_wait_for_avalanche() -> None:
+    code = "import sys, replaykit.benchmarks as b; b.split_digits().tensors(0); print('avalanche' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,137 @@
+"""The budget: chunked equals whole, peaks stay within it, too little is refused with what is needed."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import small_networks as nets
+from torch.profiler import profile
+
+from replaykit.gradients import last_layer_gradients, per_sample_gradients
+from replaykit.gradients.budget import Budget
+
+
+def needed(error: pytest.ExceptionInfo[ValueError]) -> int:
+    found = re.search(r"at least ([\d,]+) bytes", str(error.value))
+    assert found
+    return int(found[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("route", ["auto", "func", "loop"])
+@pytest.mark.parametrize("build", [nets.mlp, nets.convnet, nets.Transformer])
+def test_chunked_equals_whole(build: type, route: str) -> None:
+    torch.manual_seed(0)
+    model = build().double()
+    batch = {nets.mlp: nets.rows(23, 12), nets.convnet: nets.rows(23, 3, 8, 8)}.get(build) or nets.tokens(23)
+    whole = per_sample_gradients(model, batch, route=route)
+    with pytest.raises(ValueError, match="too small") as error:
+        per_sample_gradients(model, batch, route=route, budget=10).norms()
+    cut = per_sample_gradients(model, batch, route=route, budget=5 * needed(error))
+    assert len(cut._chunks()) > 2 > len(whole._chunks())
+    direction = torch.randn(whole.p, dtype=torch.float64)
+    weights = torch.randn(23, dtype=torch.float64)
+    for question in (
+        lambda g: g.norms(), lambda g: g.gram(), lambda g: g.inner(whole), lambda g: whole.inner(g).T,
+        lambda g: g.inner(direction), lambda g: g.inner([direction, direction]), lambda g: g.mean(),
+        lambda g: g.weighted_sum(weights), lambda g: g.explicit(), lambda g: g.project(4, 1),
+        lambda g: g.project(4, 1, "count"), lambda g: g.rows([5, 20, 1]).gram(),
+    ):  # fmt: skip
+        torch.testing.assert_close(question(cut), question(whole), rtol=1e-9, atol=1e-10)
+
+
+def test_rows_of_different_groups_never_meet() -> None:
+    torch.manual_seed(0)
+    model, batch = nets.mlp().double(), nets.rows(9, 12)
+    groups = torch.tensor([2, 0, 2, 1, 1, 0, 2, 2, 0])
+    seen = []
+
+    def inputs(rows: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen.append(rows["group"].unique().numel())
+        return rows["x"]
+
+    marked = {**batch, "group": groups}
+    for make in (per_sample_gradients, last_layer_gradients):
+        found, whole = make(model, marked, inputs=inputs, groups=groups), make(model, batch)
+        torch.testing.assert_close(found.gram(), whole.gram())
+        torch.testing.assert_close(found.explicit(), whole.explicit())
+        torch.testing.assert_close(found.rows([8, 0, 3]).explicit(), whole.explicit()[[8, 0, 3]])
+        torch.testing.assert_close(found.weighted_sum(groups.double()), whole.weighted_sum(groups.double()))
+    assert set(seen) == {1}
+    with pytest.raises(ValueError, match=r"one number a row, shape \[9\], got \[3\]"):
+        per_sample_gradients(model, batch, groups=groups[:3]).norms()
+
+
+def peak(run: object) -> int:
+    """Most bytes that tensors made by `run` occupied at one time."""
+    with profile(profile_memory=True) as recorded:
+        answer = run()  # type: ignore[operator]
+    held = most = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    assert most >= answer.nbytes  # the recording works
+    return most
+
+
+@pytest.mark.parametrize("question", ["norms", "gram", "project", "mean", "directions"])
+@pytest.mark.parametrize("route", ["auto", "func"])
+@pytest.mark.parametrize("kind", ["mlp", "convnet"])
+def test_peak_memory_stays_within_the_budget(kind: str, route: str, question: str) -> None:
+    torch.manual_seed(0)
+    if kind == "mlp":
+        model = torch.nn.Sequential(torch.nn.Linear(200, 300), torch.nn.ReLU(), torch.nn.Linear(300, 10))
+        batch = {"x": torch.randn(400, 200), "y": torch.randint(10, (400,))}
+    else:
+        model, batch = nets.slim_resnet18(8), {"x": torch.randn(48, 3, 32, 32), "y": torch.randint(5, (48,))}
+    n, p, budget = len(batch["y"]), sum(v.numel() for v in model.parameters()), 12 * 2**20
+    directions = torch.randn(2, p)
+
+    def ask() -> torch.Tensor:
+        found = per_sample_gradients(model, batch, route=route, budget=budget)
+        if question == "project":
+            return found.project(8, 0, "count")
+        return found.inner(directions) if question == "directions" else getattr(found, question)()
+
+    ask()  # the check of a new model keeps its graph, once
+    results, vectors = 4 * n * n, 4 * 6 * p
+    assert peak(ask) <= budget + results + vectors
+    assert len(per_sample_gradients(model, batch, route=route, budget=budget)._chunks()) > 1 or kind == "mlp"
+
+
+def test_a_budget_that_is_too_small_names_one_that_is_not() -> None:
+    torch.manual_seed(0)
+    model, batch = nets.convnet().double(), nets.rows(5, 3, 8, 8)
+    expected, budget = per_sample_gradients(model, batch).gram(), 100
+    for _ in range(9):
+        try:
+            found = per_sample_gradients(model, batch, budget=budget).gram()
+            break
+        except ValueError as error:
+            assert "too small" in str(error)
+            larger = int(re.findall(r"at least ([\d,]+)", str(error))[0].replace(",", ""))
+            assert larger > budget
+            budget = larger
+    torch.testing.assert_close(found, expected)
+    assert budget < 2**20
+    with pytest.raises(ValueError, match="too small"):
+        last_layer_gradients(model, batch, budget=50)
+    with pytest.raises(ValueError, match="number of bytes"):
+        last_layer_gradients(model, batch, budget=0)
+
+
+@given(*[st.integers(1, 40)] * 2, *[st.integers(0, 50)] * 2, st.integers(1, 30), st.integers(1, 20_000))
+@settings(derandomize=True)
+def test_tiles_cover_the_product_and_fit(n: int, m: int, left: int, right: int, pair: int, room: int) -> None:
+    budget = Budget(4 * room)
+    try:
+        rows, columns = budget.tiles(n, m, left, right, pair)
+    except ValueError:
+        assert max(4 * left, 4 * right, 2 * pair) > budget.product
+        return
+    assert [i for s in rows for i in range(s.start, s.stop)] == list(range(n))
+    assert [i for s in columns for i in range(s.start, s.stop)] == list(range(m))
+    r, s = rows[0].stop, columns[0].stop
+    assert r * left + s * right + r * s * pair <= budget.product

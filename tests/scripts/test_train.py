@@ -1,0 +1,175 @@
+"""The scripts from outside and from inside: results, resumption to the bit, and what a user is told."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+QUICK = ["--per-class", "20", "--memory", "20", "--checkpoint-every", "3"]
+
+
+def start(out: Path, *arguments: str, script: str = "train.py") -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPTS / script), "--out", str(out), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=out)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    options = [*QUICK, "--epochs", "2", "--momentum", "0.5", "--policy", "class_balanced", "--augment"]
+    whole = start(tmp_path, "--name", "whole", *options)
+    cut = start(tmp_path, "--name", "cut", *options)
+    saved = tmp_path / "cut" / "checkpoint.pt"
+    while not saved.exists():
+        assert cut.poll() is None, cut.communicate()
+        time.sleep(0.005)
+    cut.send_signal(signal.SIGKILL)
+    cut.wait()
+    output = finish(whole)
+    assert "accuracy_matrix.png and memory_classes.png" in output
+    assert not torch.load(saved, weights_only=True)["finished"], "the run was over before it could be killed"
+    finish(start(tmp_path, "--name", "cut", *options, "--resume"))
+    first, second = result(tmp_path / "whole"), result(tmp_path / "cut")
+    for name in ("parameters_sha256", "memory_sha256", "accuracy_matrix", "forgetting"):
+        assert first[name] == second[name], name
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert lines[0] == lines[1] and len(lines[0].splitlines()) == 5
+    for name in ("config.json", "accuracy_matrix.png", "memory_classes.png"):
+        assert (tmp_path / "cut" / name).stat().st_size > 0
+    table = subprocess.run(
+        [sys.executable, str(SCRIPTS / "table.py"), "--markdown", str(tmp_path / "whole" / "result.json")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"| {100 * first['average_accuracy']:.2f} |" in table.stdout
+
+
+class Killed(BaseException):
+    pass
+
+
+STRATEGIES = ("sgd", "joint", "er", "er_ace", "der", "derpp")
+POLICIES = ("reservoir", "random_key", "ring", "class_balanced", "partitioning", "balanced", "greedy_balanced")
+GRID = [(STRATEGIES[i % 4 + 2], policy) for i, policy in enumerate(POLICIES)]
+
+
+@pytest.mark.parametrize(("strategy", "policy"), [*GRID, ("sgd", "reservoir"), ("joint", "reservoir")])
+def test_resuming_anywhere_equals_not_stopping(
+    strategy: str, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from config import Config
+    from experiment import Experiment, Progress
+
+    def make(name: str, resume: bool = False) -> Experiment:
+        return Experiment(
+            Config(
+                strategy=strategy,
+                policy=policy,
+                memory=17,
+                per_class=12,
+                epochs=2,
+                name=name,
+                out=str(tmp_path),
+                checkpoint_every=2,
+                resume=resume,
+                eval_every=3,
+            )
+        )
+
+    make("whole").run()
+    trained = itertools.count(1)
+    iteration = Progress.after_training_iteration
+
+    def dies(self: Progress, *args: Any, **kwargs: Any) -> None:
+        iteration(self, *args, **kwargs)
+        if next(trained) in (5, 16):
+            raise Killed
+
+    monkeypatch.setattr(Progress, "after_training_iteration", dies)
+    for attempt in range(3):
+        try:
+            make("cut", resume=attempt > 0).run()
+            break
+        except Killed:
+            continue
+    first, second = result(tmp_path / "whole"), result(tmp_path / "cut")
+    for found in (first, second):
+        for name in ("config", "seconds", "samples_per_second"):
+            del found[name]
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stream": "split_imagenet"}, "unknown stream 'split_imagenet'; there are split_digits"),
+        ({"strategy": "magic"}, "unknown strategy 'magic'; there are sgd, joint, er"),
+        ({"policy": "magic"}, "unknown policy 'magic'; there are reservoir"),
+        ({"memory": 0}, "--memory must be at least 1, got 0"),
+        ({"lr": -1.0}, "--lr must not be negative"),
+        ({"stream": "split_mnist", "data": "nowhere"}, "nowhere"),
+        ({"resume": True, "name": "never"}, "no checkpoint"),
+        ({"stream": "permuted_mnist", "per_class": 3}, "takes neither"),
+    ],
+)
+def test_bad_input_is_told(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    from config import Config
+    from experiment import Experiment
+
+    with pytest.raises((ValueError, OSError, RuntimeError), match=message.replace("(", r"\(")):
+        Experiment(Config(**{"out": str(tmp_path), **change}))
+    assert not any(tmp_path.iterdir()), "a run that could not start leaves no folder"
+
+
+def test_a_checkpoint_of_another_run_or_a_broken_one_is_refused(tmp_path: Path) -> None:
+    from config import Config
+    from experiment import Experiment
+
+    options: dict[str, Any] = {"out": str(tmp_path), "name": "a", "per_class": 3, "tasks": 1, "memory": 5}
+    Experiment(Config(**options)).run()
+    with pytest.raises(ValueError, match="memory: 5 then, 6 now"):
+        Experiment(Config(**{**options, "memory": 6, "resume": True}))
+    with pytest.raises(ValueError, match="is finished"):
+        Experiment(Config(**options, resume=True)).run()
+    file = tmp_path / "a" / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        Experiment(Config(**options, resume=True))
+
+
+def test_an_offline_wandb_run(tmp_path: Path) -> None:
+    output = finish(
+        start(tmp_path, "--name", "w", *QUICK, "--tasks", "2", "--logger", "wandb", "--wandb-mode", "offline")
+    )
+    assert list((tmp_path / "w" / "wandb").glob("offline-run-*/*.wandb")), output
+
+
+@pytest.mark.parametrize(
+    "script", ["train.py", "split_mnist.py", "split_cifar10.py", "split_cifar100.py", "table.py"]
+)
+def test_help(script: str, tmp_path: Path) -> None:
+    assert "--" in finish(
+        subprocess.Popen(
+            [sys.executable, str(SCRIPTS / script), "--help"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    )
