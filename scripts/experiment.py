@@ -241,10 +241,17 @@ class Progress(SupervisedPlugin):
         run.iteration += 1
         run.samples += rows
         run.console.advance(rows)
+        if self._is_last():
+            return  # the end of the task evaluates and saves
         if config.eval_every and run.iteration % config.eval_every == 0:
             run.evaluate(end_of_task=False)
         if config.checkpoint_every and run.iteration % config.checkpoint_every == 0:
             run.save()
+
+    def _is_last(self) -> bool:
+        epoch, batch = self.position()
+        last = self.experiment.config.epochs - 1
+        return self.loader is not None and epoch == last and batch == len(self.loader)
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         self.loader = None

@@ -60,11 +60,34 @@ def _mlp(stream: Stream, seed: int) -> torch.nn.Module:
     return benchmarks.mlp(inputs=stream.data.shape.numel(), classes=stream.classes, seed=seed)
 
 
+def _image(stream: Stream) -> tuple[int, int, int]:
+    """Channels, height and width in pixels."""
+    if len(stream.data.shape) != 3:
+        raise ValueError(f"{stream.name} has rows of shape {list(stream.data.shape)}, no images; use --model mlp")
+    channels, height, width = stream.data.shape
+    return channels, height, width
+
+
+def _convnet(stream: Stream, seed: int) -> torch.nn.Module:
+    channels, height, width = _image(stream)
+    if height != width:
+        raise ValueError(f"convnet needs square images, {stream.name} has {height} × {width}; use --model mlp")
+    return benchmarks.convnet(stream.classes, channels, height, seed=seed)
+
+
+def _slim_resnet18(stream: Stream, seed: int) -> torch.nn.Module:
+    return benchmarks.slim_resnet18(stream.classes, channels=_image(stream)[0], seed=seed)
+
+
+def _resnet18(stream: Stream, seed: int) -> torch.nn.Module:
+    return benchmarks.resnet18(stream.classes, channels=_image(stream)[0], seed=seed)
+
+
 MODELS: dict[str, Callable[[Stream, int], torch.nn.Module]] = {
     "mlp": _mlp,
-    "convnet": lambda stream, seed: benchmarks.convnet(classes=stream.classes, seed=seed),
-    "slim_resnet18": lambda stream, seed: benchmarks.slim_resnet18(classes=stream.classes, seed=seed),
-    "resnet18": lambda stream, seed: benchmarks.resnet18(classes=stream.classes, seed=seed),
+    "convnet": _convnet,
+    "slim_resnet18": _slim_resnet18,
+    "resnet18": _resnet18,
 }
 
 

@@ -75,6 +75,9 @@ def _too_small(total: int, needed: int, what: str) -> str:
     )
 
 
+UNLIMITED = Budget(2**62)
+
+
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of all tensors that operations make while it is entered."""
 

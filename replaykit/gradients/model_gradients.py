@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from replaykit.gradients import functional, ghost
-from replaykit.gradients.budget import DEFAULT, Allocations, Budget, row_bytes, tensor_bytes
+from replaykit.gradients.budget import DEFAULT, UNLIMITED, Allocations, Budget, row_bytes, tensor_bytes
 from replaykit.gradients.factored import FactoredGradients
 from replaykit.gradients.layers import refuse_side_effects
 from replaykit.gradients.losses import RowLoss, cross_entropy
@@ -172,7 +172,7 @@ class ModelGradients(PerSampleGradients):
                 self._objective.losses(args, batch)
             rest = list(self.layout.shapes)
             if self._route in ("auto", "ghost"):
-                rest = ghost.factors(self._objective, args, batch, self._budget)[1]
+                rest = ghost.factors(self._objective, args, batch, UNLIMITED)[1]
         formed = sum(self.layout.shapes[name].numel() for name in rest) * self._like.element_size()
         given = tensor_bytes(*args, *batch.values())
         return (2 * int(made.nbytes) + given) // len(rows) + 3 * formed

@@ -49,7 +49,10 @@ class WandB:
         file = Path(folder) / _ID
         known = resume and file.exists()
         self.id = file.read_text().strip() if known else secrets.token_hex(4)
-        quiet = wandb.Settings(console="off", silent=True, disable_git=True, init_timeout=30)
+        settings: dict[str, Any] = {"console": "off", "silent": True, "disable_git": True, "init_timeout": 30}
+        if "x_transaction_log_flush_interval" in getattr(wandb.Settings, "model_fields", ()):
+            # By default a killed run loses what it logged in its last 15 seconds.
+            settings["x_transaction_log_flush_interval"] = 0.2
         try:
             self.run = wandb.init(
                 project=project,
@@ -60,7 +63,7 @@ class WandB:
                 config=dict(config),
                 mode=mode,
                 dir=str(folder),
-                settings=quiet,
+                settings=wandb.Settings(**settings),
             )
         except wandb.Error as error:
             raise RuntimeError(

@@ -60,6 +60,11 @@ def merge(into: Buffer, other: Buffer) -> int:
             raise ValueError(f"columns {sorted(buffer.store.widths)} hold rows of different widths, cannot merge")
     if len(other) == 0:
         return 0
+    if len(into) and into.store.columns.keys() != other.store.columns.keys():
+        raise ValueError(
+            f"the memories have columns {sorted(into.store.columns)} and {sorted(other.store.columns)}, "
+            "only equal ones can merge"
+        )
     mine, theirs = stored_keys(into.store), stored_keys(other.store)
     if len(np.intersect1d(mine, theirs)):
         raise ValueError("the two memories share keys: give Buffer(seed=...) a different seed for each stream")

@@ -114,16 +114,16 @@ class Bilevel:
         if k == 0:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
         try:
-            return self.greedy(self.gram(pool), self.loss.targets(pool.y, self.classes), k, pool.weight, rng)
+            return self.greedy(self.gram(pool, rng), self.loss.targets(pool.y, self.classes), k, pool.weight, rng)
         except ValueError as error:
             message = str(error)
             raise ValueError(message if message.startswith(name) else f"{name}: {message}") from error
 
-    def gram(self, pool: Pool) -> Gram:
+    def gram(self, pool: Pool, rng: np.random.Generator) -> Gram:
         """The kernel matrix of a pool."""
         return pool_gram(pool, self.quantity, self.kernel, self.max_bytes, type(self).__name__)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def greedy(
         self, gram: Gram, targets: Tensor, k: int, data_weight: Tensor, rng: np.random.Generator
     ) -> Selection:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from replaykit.selectors.pool import Pool, Selection, Vectors, finite, take_count
+from replaykit.selectors.pool import Dense, Pool, Selection, finite, take_count
 from replaykit.store import IntArray
 
 Floats = NDArray[np.float64]
@@ -132,10 +132,8 @@ class Importance:
 
 
 def _scores(pool: Pool, name: str) -> Tensor:
-    try:
-        values: Tensor | Vectors = pool.tensor(name)
-    except TypeError:
-        values = pool.vectors(name)
-    if isinstance(values, Tensor) and values.ndim == 1:
-        return values
-    return pool.vectors(name).norms()
+    """A number a row as it is, the norm of anything longer."""
+    vectors = pool.vectors(name)
+    if isinstance(vectors, Dense) and vectors.values.shape[1] == 1:
+        return vectors.values[:, 0]
+    return vectors.norms()

@@ -112,6 +112,6 @@ def fit(
     if size <= 1e-4 * scale:
         return a
     raise ValueError(
-        f"the inner problem did not converge: after 200 Newton steps its gradient is {size / max(scale, 1e-300):.0e} "
-        f"of the start; a ridge above {ridge:g} or a kernel of smaller scale is easier"
+        f"the inner problem did not converge: after 200 Newton steps its gradient is "
+        f"{size / scale:.0e} of the start; a ridge above {ridge:g} or a kernel of smaller scale is easier"
     )

@@ -117,7 +117,7 @@ class ConvolutionalNTK:
         pair_bytes = (2 * left.shape[1] + 8) * left[0, 0].numel() * left.element_size()
         budget = self.max_bytes or (8 << 20 if device.type == "cpu" else 1 << 30)
         for some in chunks(len(i), pair_bytes, budget):
-            values[i[some], j[some]] = self._pairs(left, right, *scales, i[some], j[some])
+            values[i[some], j[some]] = self._pairs(left, right, scales[0], scales[1], i[some], j[some])
         if b is None:
             symmetric(values).diagonal().copy_(self._diagonal(variances[0]))
         return values.to(a.dtype)

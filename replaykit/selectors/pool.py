@@ -8,15 +8,18 @@ their weights, float64 [k]. It changes nothing and draws only from the generator
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from replaykit.selectors.gradient_vectors import Gradients, GradientVectors
+
 Selection: TypeAlias = tuple[Tensor, Tensor]
 
 
+@runtime_checkable
 class Vectors(Protocol):
     """n vectors known by their inner products: dense rows, or gradients kept as factors."""
 
@@ -76,7 +79,8 @@ class Dense:
         return Dense(self.values.to(dtype))
 
 
-Quantity: TypeAlias = Tensor | Vectors | Callable[[], Tensor | Vectors]
+Value: TypeAlias = Tensor | Vectors | Gradients
+Quantity: TypeAlias = Value | Callable[[], Value]
 
 
 class Selector(Protocol):
@@ -93,7 +97,8 @@ class Pool:
         y: labels, int64 [n].
         weight: what each candidate stands for, >= 0 [n]; ones by default.
         quantities: values, or functions that compute them when first asked for, of ``features`` [n, d],
-            ``logits`` [n, c], ``losses`` [n], ``uncertainty`` [n], ``gradients`` (`Vectors`), ``x``, ...
+            ``logits`` [n, c], ``losses`` [n], ``uncertainty`` [n], ``gradients`` (of `replaykit.gradients`, or
+            any `Vectors`), ``x``, ...
 
     Raises:
         ValueError: labels or weights of another length; a weight that is negative, NaN or infinite.
@@ -106,7 +111,7 @@ class Pool:
         self.n, self.y = n, y
         self.weight = torch.ones(n, dtype=torch.float64) if weight is None else checked_weight(weight, "Pool")
         self._quantities: Mapping[str, Quantity] = quantities
-        self._known: dict[str, Tensor | Vectors] = {}
+        self._known: dict[str, Value] = {}
 
     def __len__(self) -> int:
         return self.n
@@ -120,14 +125,13 @@ class Pool:
 
     def vectors(self, name: str) -> Vectors:
         """A quantity as vectors: gradients as they are, a tensor [n, ...] row by row."""
-        value = self._get(name)
-        return as_vectors(value)
+        return as_vectors(self._get(name))
 
     def subset(self, index: Tensor) -> Pool:
         """The pool of some rows [m], in that order. Quantities are still computed once, for all rows."""
 
-        def taken(name: str) -> Callable[[], Tensor | Vectors]:
-            def value() -> Tensor | Vectors:
+        def taken(name: str) -> Callable[[], Value]:
+            def value() -> Value:
                 whole = self._get(name)
                 return whole[index.to(whole.device)] if isinstance(whole, Tensor) else whole.rows(index)
 
@@ -140,7 +144,7 @@ class Pool:
             **{name: taken(name) for name in self._quantities},
         )
 
-    def _get(self, name: str) -> Tensor | Vectors:
+    def _get(self, name: str) -> Value:
         if name not in self._known:
             if name not in self._quantities:
                 raise KeyError(
@@ -154,9 +158,11 @@ class Pool:
         return self._known[name]
 
 
-def as_vectors(values: Tensor | Vectors) -> Vectors:
-    """Rows of a tensor [n, ...] as vectors; vectors as they are."""
-    return Dense(values.reshape(len(values), -1)) if isinstance(values, Tensor) else values
+def as_vectors(values: Tensor | Vectors | Gradients) -> Vectors:
+    """Rows of a tensor [n, ...] as vectors, gradients by their inner products, vectors as they are."""
+    if isinstance(values, Tensor):
+        return Dense(values.flatten(1) if values.ndim > 1 else values.reshape(-1, 1))
+    return values if isinstance(values, Vectors) else GradientVectors(values)
 
 
 def working_dtype(n: int) -> torch.dtype:
@@ -171,7 +177,11 @@ def checked_vectors(pool: Pool, name: str, selector: str) -> Vectors:
         ValueError: NaN or infinity.
     """
     vectors = pool.vectors(name).to(working_dtype(pool.n))
-    finite(vectors.norms(), selector, name)
+    try:
+        norms = vectors.norms()
+    except ValueError as error:
+        raise ValueError(f"{selector}: {name}: {error}") from error
+    finite(norms, selector, name)
     return vectors
 
 

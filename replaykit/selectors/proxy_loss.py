@@ -80,7 +80,7 @@ def one_hot(y: Tensor, classes: int | None) -> Tensor:
     if y.ndim != 1 or y.dtype.is_floating_point or y.dtype.is_complex:
         raise ValueError(f"integer labels [n] expected, got {list(y.shape)} of {y.dtype}")
     if classes is None:
-        values, y = y.unique(return_inverse=True)
+        values, y = torch.unique(y, return_inverse=True)
         classes = len(values)
     elif len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise ValueError(f"labels in 0..{classes - 1} expected, got {int(y.min())}..{int(y.max())}")

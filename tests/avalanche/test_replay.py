@@ -284,6 +284,29 @@ def test_bytes_are_stored_and_views_are_trained_on(loss: str) -> None:
     assert {tuple(x.flatten().tolist()) for x in shown} == plain
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_replayed_row_is_seen_anew_in_a_training_view(loss: str) -> None:
+    marked: list[tuple[int, bool]] = []
+
+    def train(x):
+        marked.append((len(x), True))
+        return x
+
+    def evaluate(x):
+        marked.append((len(x), False))
+        return x
+
+    replay = Replay(memory(), 3, loss=LOSSES[loss](), views=Views(train, evaluate))
+    strategy = naive(replay)
+    strategy.train(unlabelled(10, 1).train_stream, eval_streams=[])
+    # The second step has rows to replay: in the same batch, in one of its own, or in two.
+    second = {"joint": [5 + 3], "separate": [5, 3], "derpp": [5, 3, 3]}[loss]
+    assert marked == [(n, True) for n in [5, *second]]
+    marked.clear()
+    strategy.eval(unlabelled(10, 1).test_stream)
+    assert marked == [(10, False)]
+
+
 def test_a_single_function_is_the_view_of_everything() -> None:
     replay = Replay(memory(), views=torch.neg)
     assert replay.views == Views(torch.neg, torch.neg)

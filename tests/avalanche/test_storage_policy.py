@@ -217,6 +217,27 @@ def test_frozen_transforms_are_part_of_the_data() -> None:
     assert torch.equal(torch.stack([s[0] for s in shown.eval()]), expected)
 
 
+def test_transforms_below_a_frozen_one_are_stored_with_it_in_their_evaluation_form() -> None:
+    x, y = rows(20)
+    inner = make_avalanche_dataset(
+        as_classification_dataset(Labelled(x, y)),
+        transform_groups={"train": (lambda a: a + torch.rand(()), None), "eval": (lambda a: 2 * a, None)},
+    )
+    frozen = DefaultTransformGroups((partial(torch.roll, shifts=1), None))
+    held = as_classification_dataset(make_avalanche_dataset(inner, frozen_transform_groups=frozen))
+    storage = policy(20)
+    storage.post_adapt(None, benchmark_from_datasets(train=[held]).train_stream[0])
+    assert torch.equal(storage.memory["x"], 2 * x.roll(1, dims=1))
+    assert torch.equal(torch.stack([s[0] for s in storage.buffer]), storage.memory["x"])
+    # A frozen transform of the labels alone leaves those of x where they are: at the reading.
+    data = classic(train_transform=lambda a: 3 * a, eval_transform=None)
+    storage = policy(80)
+    for experience in data.train_stream:
+        storage.post_adapt(None, experience)
+    assert set(storage.memory["x"][:, 0].tolist()) == set(rows()[0][:, 0].tolist())
+    assert torch.equal(torch.stack([s[0] for s in storage.buffer]), 3 * storage.memory["x"])
+
+
 def test_rows_keep_the_transforms_of_the_experience_they_came_with() -> None:
     x, y = rows(20)
     experiences = [

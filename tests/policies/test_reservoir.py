@@ -109,7 +109,7 @@ def test_frozen_count_is_the_published_loop(capacity: int, sizes: list[int], see
 
 
 def test_law_of_the_frozen_count() -> None:
-    """M = B = 4, n = 16: a batch with c rows before it accepts 4 / c, and each draw overwrites a slot with 1 / c."""
+    """M = B = 4, n = 16: with c rows before the batch a row enters with 4 / c and overwrites a slot with 1 / c."""
     inside = stored(partial(Reservoir, compat="frozen_count"), 4, (4, 4, 4, 4), RUNS)
     wanted = []
     for batch, accept in enumerate([1, 4 / 4, 4 / 8, 4 / 12]):
@@ -145,7 +145,7 @@ def test_growing_is_refused_with_the_ways_named() -> None:
     before = buffer.state_dict()
     with pytest.raises(ValueError, match=r"from 4 to 8 slots.*6 rows.*'naive' or 'bernoulli'"):
         buffer.resize(8)
-    with pytest.raises(ValueError, match="grow is .* got 'magic'"):
+    with pytest.raises(ValueError, match="got 'magic'"):
         buffer.resize(8, grow="magic")
     assert same(buffer.state_dict(), before)
 

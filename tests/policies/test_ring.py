@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ CUTS = st.lists(st.integers(0, 60), max_size=6)
 
 def fill(buffer: Buffer, groups: Sequence[int], cuts: Sequence[int] = (), start: int = 0) -> Buffer:
     edges = sorted({0, len(groups), *(cut for cut in cuts if cut < len(groups))})
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         part = torch.tensor(list(groups[low:high]), dtype=torch.int64)
         buffer.add({"id": torch.arange(start + low, start + high), "y": part})
     return buffer
@@ -231,7 +232,7 @@ def test_arguments_that_make_no_sense() -> None:
 
 def test_growing_is_refused_unless_named() -> None:
     buffer = fill(Buffer(4, RingBuffer()), [0] * 9)
-    with pytest.raises(ValueError, match="from 4 to 6 slots.*grow='naive'"):
+    with pytest.raises(ValueError, match=r"from 4 to 6 slots.*grow='naive'"):
         buffer.resize(6)
     with pytest.raises(ValueError, match="got 'bernoulli'"):
         buffer.resize(6, grow="bernoulli")

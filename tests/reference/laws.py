@@ -40,13 +40,16 @@ def stored(
     rng = np.random.default_rng(0)
     inside = []
     n = sum(sizes)
+    starts = np.cumsum([0, *sizes])
+    batches = [stream(size, int(start), weights) for size, start in zip(sizes, starts, strict=False)]
     buffer = Buffer(capacity, make(), seed=rng)
     for _ in range(runs):
         if then is None:
             buffer.clear()
         else:
             buffer = Buffer(capacity, make(), seed=rng)
-        feed(buffer, sizes, weights=weights)
+        for batch in batches:
+            buffer.add(batch)
         if then is not None:
             then(buffer)
             n = buffer.seen

@@ -2,7 +2,7 @@
 
 Reads a list of jobs from standard input and prints what became of each. A job is ``{"argv": [...]}``, the
 script's path first, and may say ``"kill": n``: the process kills itself with SIGKILL at the moment when its
-n-th checkpoint would take the place of the one before.
+n-th checkpoint would take the place of the one before, after a second in which its helpers may write.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ def kill_at(number: int) -> None:
         nonlocal left
         left -= Path(target).name == "checkpoint.pt"
         if left == 0:
+            time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target, **options)
 
