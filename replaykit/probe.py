@@ -33,7 +33,7 @@ from replaykit.gradients.objective import (
     refuse_nan,
     rows_per_pass,
 )
-from replaykit.gradients.rows import cut, only_x, row_count, take, together
+from replaykit.gradients.rows import cut, moved, only_x, row_count, take, together
 from replaykit.gradients.scoring import scoring
 from replaykit.gradients.structure import Structure
 from replaykit.store import Batch
@@ -194,7 +194,7 @@ class Probe:
                 step = rows_per_pass(objective, batch, rows, device, Budget(self.budget))
                 for part in cut(rows, step):
                     taken = batch if len(part) == n else take(batch, part)
-                    taken = {name: value.to(device) for name, value in taken.items()}
+                    taken = moved(taken, device)
                     answers.append((part.to(device), answer(taken, objective.arguments(taken))))
         return _joined(answers, n)
 

@@ -243,7 +243,7 @@ class Store:
             if array.shape[1:] != column.array.shape[1:] or (n >= 0 and len(array) != n):
                 return self.check(batch), None
             n, arrays[name] = len(array), array
-        return n, arrays
+        return (n, arrays) if arrays else (self.check(batch), None)
 
     def _check_name(self, name: Any) -> None:
         if not isinstance(name, str):

@@ -36,7 +36,7 @@ def main(options: Options) -> None:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             config = result["config"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             sys.exit(f"{path} is not the result of a run: {error}")
         groups[_group(config)].append(result)
     lines = [_line(group, results) for group, results in sorted(groups.items(), key=lambda item: str(item[0]))]

@@ -72,7 +72,7 @@ def exact_law(run: Callable[[Chance], Hashable]) -> dict[Hashable, float]:
 
 def p_value(observed: Mapping[Hashable, int], law: Mapping[Hashable, float]) -> float:
     """Of a chi-square test of outcomes against their law; outcomes expected fewer than 5 times are pooled."""
-    if not observed.keys() <= {outcome for outcome, p in law.items() if p > 0}:
+    if not {outcome for outcome, n in observed.items() if n} <= {outcome for outcome, p in law.items() if p > 0}:
         return 0.0
     runs = sum(observed.values())
     pairs = sorted((p * runs, observed.get(outcome, 0)) for outcome, p in law.items())

@@ -60,7 +60,7 @@ def unlabelled(n: int = 80, tasks: int = 2, data: TensorDataset | None = None) -
 
 
 def classic(n: int = 80, tasks: int = 2, task_labels: bool = False, **options: Any) -> Any:
-    """The classic benchmark: mini-batches [x, y, t], classes renumbered by a frozen transform."""
+    """The classic benchmark: mini-batches [x, y, t], classes numbered by a frozen transform."""
     data = Labelled(*rows(n))
     return nc_benchmark(data, data, n_experiences=tasks, task_labels=task_labels, seed=1, **options)
 

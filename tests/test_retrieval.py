@@ -9,7 +9,7 @@ from replaykit import Buffer
 from replaykit.policies import Reservoir
 from replaykit.retrieval import ClassBalanced, Retrieval, Uniform, Weighted
 
-RUNS = 3000
+RUNS = 1500
 ALL = [Uniform(), ClassBalanced(), Weighted()]
 REPLACING = [Uniform(replace=True), ClassBalanced(replace=True), Weighted(replace=True)]
 
@@ -81,10 +81,8 @@ def test_class_balanced_single_draws(retrieval: ClassBalanced) -> None:
 
 
 def test_class_balanced_draws_of_several_are_successive() -> None:
-    wanted = successive_inclusion([1 / 24] * 4 + [1 / 6, 1 / 3, 1 / 3], 3)
     buffer = memory(7, y=[0] * 4 + [1, 2, 3])
     successive = successive_inclusion([1 / 16] * 4 + [1 / 4] * 3, 3)
-    assert successive != pytest.approx(wanted)
     hits = counts(buffer, 3, ClassBalanced())
     for row, p in enumerate(successive):
         assert stats.binomtest(int(hits[row]), RUNS, p).pvalue > RARE
@@ -116,9 +114,7 @@ def test_rows_without_weight_are_not_drawn_even_when_all_are_asked_for() -> None
     assert sorted(memory(3, weight=[1.0, 0.0, 2.0]).sample(5, Weighted())["id"].tolist()) == [0, 2]
 
 
-@pytest.mark.parametrize(
-    "weight", [[1.0, -1.0], [1.0, float("nan")], [0.0, 0.0], [1.0, float("inf")]], ids=str
-)
+@pytest.mark.parametrize("weight", [[1.0, -1.0], [1.0, float("nan")], [0.0, 0.0], [1.0, float("inf")]], ids=str)
 def test_weights_that_mean_nothing(weight: list[float]) -> None:
     buffer = Buffer(2, Reservoir(), check_finite=False)
     buffer.add({"weight": torch.tensor(weight)})
@@ -140,7 +136,7 @@ def test_two_draws_are_independent() -> None:
     shared = [
         len(set(buffer.sample(4)["id"].tolist()) & set(buffer.sample(4)["id"].tolist())) for _ in range(RUNS)
     ]
-    law = stats.hypergeom(16, 4, 4).pmf(np.arange(4))
-    observed = np.bincount(shared, minlength=5)
-    law = np.append(law, 1 - law.sum())
-    assert stats.chisquare(np.append(observed[:3], observed[3:].sum()), RUNS * np.append(law[:3], law[3:].sum())).pvalue > RARE
+    law = stats.hypergeom(16, 4, 4)
+    wanted = RUNS * np.array([law.pmf(0), law.pmf(1), law.pmf(2), law.sf(2)])
+    observed = np.bincount(np.minimum(shared, 3), minlength=4)
+    assert stats.chisquare(observed, wanted).pvalue > RARE

@@ -49,7 +49,8 @@ class Replay(SupervisedPlugin):
             their order and the use of random numbers stay the same.
         chunk: rows offered at a time by ``update="experience"``; default: all at once, which is what
             selection methods expect.
-        probe: makes the probe of a strategy for policies that need one.
+        probe: makes the probe of a strategy, once for each experience, if the policy needs one; default: the
+            strategy's model, shown the rows in their evaluation view.
 
     Attributes:
         from_memory: which rows of the current mini-batch came from the memory, bool [rows]; also
@@ -58,8 +59,7 @@ class Replay(SupervisedPlugin):
 
     Raises:
         TypeError: something else than a buffer.
-        ValueError: a memory batch below 1 row, an unknown `update`, logits with ``update="experience"``, a
-            policy that needs a probe and none to give it.
+        ValueError: a memory batch below 1 row, an unknown `update`, logits with ``update="experience"``.
     """
 
     def __init__(
@@ -84,11 +84,6 @@ class Replay(SupervisedPlugin):
                 raise ValueError(f"{name} is a number of rows >= 1, got {value}")
         if update not in ("iteration", "experience"):
             raise ValueError(f"update is 'iteration' or 'experience', got {update!r}")
-        if buffer.policy.needs and probe is None:
-            raise ValueError(
-                f"{type(buffer.policy).__name__} needs {', '.join(buffer.policy.needs)} of a probe; "
-                "pass probe=, a function that makes one of the strategy"
-            )
         self.buffer, self.batch_size_mem, self.loss = buffer, batch_size_mem, loss
         self.update, self.retrieval, self.chunk, self.probe = update, retrieval, chunk, probe
         self.views = views if views is None or isinstance(views, Views) else Views(views, views)
@@ -106,12 +101,13 @@ class Replay(SupervisedPlugin):
         self._marks = torch.zeros(0, dtype=torch.bool)
         self._marked_as = (-1, -1)
         self._names: tuple[str, ...] = ()
+        self._probed: Probe | None = None
         self._arrivals: Batch = {}
 
     # -- loading ------------------------------------------------------------------------------------
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self._names = ()
+        self._names, self._probed = (), None
         self._exchange_loader(strategy)
 
     def before_eval_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -163,6 +159,7 @@ class Replay(SupervisedPlugin):
         if self.update == "experience":
             for batch in experience_batches(strategy.experience.dataset, self.chunk, self._kept):
                 self.buffer.add(batch, self._probe(strategy))
+        self._probed = None
 
     # -- evaluation -----------------------------------------------------------------------------------
 
@@ -199,7 +196,12 @@ class Replay(SupervisedPlugin):
         return self._marks
 
     def _probe(self, strategy: Any) -> Probe | None:
-        return self.probe(strategy) if self.probe is not None and self.buffer.policy.needs else None
+        if not self.buffer.policy.needs:
+            return None
+        if self._probed is None:
+            prepare = None if self.views is None else self.views.eval
+            self._probed = self.probe(strategy) if self.probe else Probe(strategy.model, prepare=prepare)
+        return self._probed
 
 
 def _names_of(strategy: Any, mbatch: Any) -> tuple[str, ...]:

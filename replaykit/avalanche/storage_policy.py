@@ -31,7 +31,8 @@ class StoragePolicy(ExemplarsBuffer):
 
     Args:
         buffer: where the rows live. Its capacity is the `mem_size` that the plugin must be given.
-        probe: makes the probe of a strategy for policies that need one.
+        probe: makes the probe of a strategy, if the policy needs one; default: the strategy's model, shown the
+            samples as they are stored.
 
     Columns: x and y; `t`, when there are task labels; the other attributes of the data set under their names;
     `pipeline`, once data sets with other transforms than the first one's have come by.
@@ -68,8 +69,7 @@ class StoragePolicy(ExemplarsBuffer):
         batch, kinds, splits = self._columns(dataset)
         if self._kinds and kinds != self._kinds:
             raise ValueError(f"the memory holds samples of {dict(self._kinds)}, got {dict(kinds)}")
-        probe = self.probe(agent_state) if self.probe is not None and self.memory.policy.needs else None
-        self.memory.add(batch, probe)
+        self.memory.add(batch, self._probe(agent_state))
         self._kinds, self._splits, self._form = kinds, splits, _Form.of(dataset)
 
     def resize(self, strategy: Any, new_size: int) -> None:
@@ -86,6 +86,11 @@ class StoragePolicy(ExemplarsBuffer):
         return self._buffer
 
     # -- inside ---------------------------------------------------------------------------------------
+
+    def _probe(self, agent: Any) -> Probe | None:
+        if not self.memory.policy.needs:
+            return None
+        return self.probe(agent) if self.probe else Probe(agent.model)
 
     def _columns(self, dataset: Any) -> tuple[Batch, tuple[tuple[str, str], ...], list[Split]]:
         """The samples of a data set as columns, the kind of each, and the splits known afterwards."""

@@ -62,7 +62,9 @@ def mapped(objective: Objective, names: list[str], args: tuple[Any, ...], batch:
     parameters = {name: objective.structure.parameters[name].detach() for name in names}
     axes = [0 if rows else None for rows in per_row]
     with _plain_attention():
-        formed: dict[str, Tensor] = vmap(grad(loss), in_dims=(None, axes, 0))(parameters, list(args), batch)
+        formed: dict[str, Tensor] = vmap(grad(loss), in_dims=(None, axes, 0), randomness="different")(
+            parameters, list(args), batch
+        )
     return {name: value.flatten(1) if value.ndim > 1 else value[:, None] for name, value in formed.items()}
 
 

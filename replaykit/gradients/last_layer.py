@@ -20,7 +20,7 @@ from replaykit.gradients.layers import linear, refuse_side_effects
 from replaykit.gradients.losses import RowLoss, cross_entropy
 from replaykit.gradients.objective import Inputs, Layout, Objective, refuse_nan, rows_per_pass
 from replaykit.gradients.result import Blocks, PerSampleGradients
-from replaykit.gradients.rows import cut, only_x, row_count, take, together
+from replaykit.gradients.rows import cut, moved, only_x, row_count, take, together
 from replaykit.gradients.scoring import scoring
 from replaykit.gradients.structure import Structure
 from replaykit.store import Batch
@@ -71,7 +71,7 @@ def last_layer_gradients(
 
 def _pass(objective: Objective, batch: Batch, device: torch.device, layer: str | None) -> tuple[str, Blocks]:
     """Name of the last layer, and the factors of some rows."""
-    batch = {name: value.to(device) for name, value in batch.items()}
+    batch = moved(batch, device)
     args, n = objective.arguments(batch), row_count(batch)
     name = find_head(objective.structure, args, n) if layer is None else layer
     module = _linear(objective.structure, name)

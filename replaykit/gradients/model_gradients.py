@@ -16,7 +16,7 @@ from replaykit.gradients.layers import refuse_side_effects
 from replaykit.gradients.losses import RowLoss, cross_entropy
 from replaykit.gradients.objective import Chosen, Inputs, Objective, chosen_layout
 from replaykit.gradients.result import Blocks, PerSampleGradients, nbytes
-from replaykit.gradients.rows import columns, cut, only_x, row_count, row_numbers, take, together
+from replaykit.gradients.rows import columns, cut, moved, only_x, row_count, row_numbers, take, together
 from replaykit.gradients.scoring import refuse_mixing, scoring
 from replaykit.gradients.structure import Structure
 from replaykit.store import Batch, IntArray
@@ -154,9 +154,10 @@ class ModelGradients(PerSampleGradients):
 
     def _chunks(self) -> list[Tensor]:
         if self._plan is None:
-            self._plan = []
+            plan: list[Tensor] = []
             for part in together(self._n, self._groups):
-                self._plan += cut(part.to(self._like.device), self._rows_per_pass(part))
+                plan += cut(part.to(self._like.device), self._rows_per_pass(part))
+            self._plan = plan
         return self._plan
 
     def _rows_per_pass(self, rows: Tensor) -> int:
@@ -210,5 +211,5 @@ class ModelGradients(PerSampleGradients):
             )
         whole = len(rows) == self._n and self._groups is None
         batch = self._batch if whole else take(self._batch, rows)
-        batch = {name: value.to(self._like.device) for name, value in batch.items()}
+        batch = moved(batch, self._like.device)
         return self._objective.arguments(batch), batch

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from replaykit.gradients.budget import Allocations, Budget, row_bytes, tensor_bytes
 from replaykit.gradients.losses import RowLoss
-from replaykit.gradients.rows import columns, take
+from replaykit.gradients.rows import columns, moved, take
 from replaykit.gradients.structure import Structure
 from replaykit.store import Batch
 
@@ -68,7 +68,7 @@ class Objective:
         return self.structure.model
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             made = self.inputs(batch)
         return tuple(made) if isinstance(made, (tuple, list)) else (made,)
 
@@ -140,7 +140,7 @@ def rows_per_pass(objective: Objective, batch: Batch, rows: Tensor, device: torc
     """Rows of a forward pass without gradients that fit into the budget; call it while scoring."""
 
     def measure() -> int:
-        row = {name: value.to(device) for name, value in take(batch, rows[:1]).items()}
+        row = moved(take(batch, rows[:1]), device)
         with Allocations() as made, torch.no_grad():
             objective.model(*(args := objective.arguments(row)))
         return int(made.nbytes) + tensor_bytes(*args, *row.values())

@@ -35,6 +35,12 @@ def take(batch: Batch, rows: Tensor) -> Batch:
     return {name: value.index_select(0, rows.to(value.device)) for name, value in batch.items()}
 
 
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device, in tensors that autograd may save whatever mode they were made in."""
+    with torch.inference_mode(False):
+        return {name: value.to(device, copy=value.is_inference()) for name, value in batch.items()}
+
+
 def together(n: int, groups: Tensor | None) -> list[Tensor]:
     """Numbers of the n rows, split into those that may share a pass through the model.
 

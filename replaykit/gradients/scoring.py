@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -30,8 +30,6 @@ def scoring(structure: Structure, mode: str = "eval", gradients: bool = True) ->
     """
     refuse_mixing(structure, mode)
     switched = [module for module in structure.modules.values() if module.training and mode == "eval"]
-    # Written back only if a forward pass wrote to them, so that their versions tell real changes.
-    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in structure.buffers]
     state, cuda = torch.get_rng_state(), _accelerator(structure)
     cuda_state = None if cuda is None else torch.cuda.get_rng_state(cuda)
     try:
@@ -39,6 +37,9 @@ def scoring(structure: Structure, mode: str = "eval", gradients: bool = True) ->
         for module in switched:
             _set_training(module, False)
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            # A forward pass may write to buffers: it gets copies.
+            for module, name, buffer in structure.buffers:
+                module._buffers[name] = buffer.detach().clone()
             yield
     finally:
         for module in switched:
@@ -46,7 +47,8 @@ def scoring(structure: Structure, mode: str = "eval", gradients: bool = True) ->
         torch.set_rng_state(state)
         if cuda is not None and cuda_state is not None:
             torch.cuda.set_rng_state(cuda_state, cuda)
-        _restore(buffers)
+        for module, name, buffer in structure.buffers:
+            module._buffers[name] = buffer
 
 
 def refuse_mixing(structure: Structure, mode: str) -> None:
@@ -77,13 +79,6 @@ def _set_training(module: nn.Module, training: bool) -> None:
         module.training = training
     else:
         module.__dict__["training"] = training  # an assignment would search parameters and buffers first
-
-
-def _restore(buffers: list[tuple[Tensor, int, Tensor]]) -> None:
-    with torch.no_grad():
-        for buffer, version, value in buffers:
-            if buffer._version != version:
-                buffer.copy_(value)
 
 
 def _accelerator(structure: Structure) -> torch.device | None:

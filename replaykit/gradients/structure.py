@@ -12,7 +12,7 @@ class Structure:
         modules: by name, each once, in the order of ``named_modules()``.
         parameters: by name, each once, in the order of ``named_parameters()``.
         shared: identities of parameters that belong to more than one module.
-        buffers: every buffer once.
+        buffers: (module, name, value) of every buffer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -20,7 +20,7 @@ class Structure:
         self.modules: dict[str, nn.Module] = {}
         self.parameters: dict[str, Tensor] = {}
         self.shared: set[int] = set()
-        self.buffers: list[Tensor] = []
+        self.buffers: list[tuple[nn.Module, str, Tensor]] = []
         seen: set[int] = set()
         stack: list[tuple[str, nn.Module]] = [("", model)]
         while stack:
@@ -52,13 +52,10 @@ class Structure:
             else:
                 seen.add(id(value))
                 self.parameters[prefix + name] = value
-        for buffer in module._buffers.values():
-            if buffer is not None and id(buffer) not in seen:
-                seen.add(id(buffer))
-                self.buffers.append(buffer)
+        self.buffers += [(module, name, value) for name, value in module._buffers.items() if value is not None]
 
     def _tensors(self) -> list[Tensor]:
-        return [*self.parameters.values(), *self.buffers]
+        return [*self.parameters.values(), *(buffer for _, _, buffer in self.buffers)]
 
     @staticmethod
     def _part(module: nn.Module) -> list[int]:

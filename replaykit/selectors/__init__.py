@@ -36,7 +36,6 @@ from replaykit.selectors.rainbow import (
 )
 from replaykit.selectors.ranking import highest, lowest, middle
 from replaykit.selectors.similarity import cosine, gaussian
-from replaykit.selectors.simplex import project_simplex
 from replaykit.selectors.uncertainty import Entropy, LeastConfidence, Margin
 
 __all__ = [
@@ -87,7 +86,6 @@ __all__ = [
     "model_problem",
     "naive",
     "paper_ranks",
-    "project_simplex",
     "proportional",
     "release_ranks",
     "stochastic",

@@ -44,6 +44,7 @@ class Volume:
         self.left = torch.cat([piece.gather(1, index[:, None])[:, 0] for index, piece in parts]) + eps
         self.factor = self.left.new_zeros(k, kernel.n)
         self.size = 0
+        self.chosen = torch.zeros(kernel.n, dtype=torch.bool, device=kernel.device)
         # What rounding leaves of nothing.
         self.nothing = 1000 * torch.finfo(kernel.dtype).eps * (self.left.abs().max() if kernel.n else 1.0)
         self._check()
@@ -65,16 +66,17 @@ class Volume:
             column = (self.kernel.row(row) - held[:, row] @ held) / self.left[row].sqrt()
             self.factor[self.size] = column
             self.left -= column.square()
-            self.left[row] = self.eps
-            self._check()
+        self.chosen[row] = True
         self.size += 1
+        self._check()
 
     def _check(self) -> None:
         """What is left of k_jj given S is a variance, the ridge apart."""
-        if len(self.left) and self.left.min() - self.eps < -self.nothing:
+        variance = self.left.masked_fill(self.chosen, math.inf) - self.eps
+        if len(variance) and variance.min() < -self.nothing:
             raise ValueError(
                 f"{self.selector}: the kernel is not positive semi-definite "
-                f"(a variance of {self.left.min() - self.eps:.2e} is left); use another kernel"
+                f"(a variance of {variance.min():.2e} is left); use another kernel"
             )
 
 

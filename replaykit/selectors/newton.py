@@ -7,6 +7,8 @@ support's solution as the start, one more row costs about five steps.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -74,7 +76,7 @@ def fit(
         gram: kernel matrix of the rows [m, m], float64.
         targets: [m, c].
         weight: >= 0 [m].
-        tolerance: size of the gradient, relative to that of the data term at a = 0.
+        tolerance: size of the gradient, relative to that of m unrelated rows at a = 0.
 
     Raises:
         ValueError: the gradient stays above 1e-4 of that, or the kernel is not positive semi-definite.
@@ -83,7 +85,10 @@ def fit(
     zero = torch.zeros_like(targets)
     a = zero if start is None else start
     data = weight[:, None] * loss.residuals(zero, targets)
-    scale = _inner(data, gram @ data) ** 0.5
+    # Not the data's own gradient: that may cancel, as between duplicates with different labels.
+    scale = float(data.norm() * gram.diagonal().mean().clamp(min=0).sqrt())
+    if scale == 0:
+        return zero
     predictions = gram @ a
     size = 0.0
 
@@ -97,7 +102,9 @@ def fit(
         size = _inner(gradient, gram @ gradient) ** 0.5
         if size <= tolerance * scale:
             return a
-        loose = min(0.1, (size / scale) ** 0.5) if scale > 0 else 0.1
+        if not math.isfinite(size):
+            break
+        loose = min(0.1, (size / scale) ** 0.5)
         step, gram_step, _ = solve(gram, loss.curvature(predictions, weight), shift, -gradient, loose)
         slope = float((gradient * gram_step).sum()) / m
         length, before = 1.0, value
@@ -112,6 +119,6 @@ def fit(
     if size <= 1e-4 * scale:
         return a
     raise ValueError(
-        f"the inner problem did not converge: after 200 Newton steps its gradient is "
+        f"the inner problem did not converge: its gradient stays at "
         f"{size / scale:.0e} of the start; a ridge above {ridge:g} or a kernel of smaller scale is easier"
     )

@@ -68,6 +68,7 @@ STREAMS = {
     "unlabelled": unlabelled,
     "classic": classic,
     "task labels": partial(classic, task_labels=True),
+    "renumbered": partial(classic, class_ids_from_zero_from_first_exp=True),
     "several": several,
     "joined": joined,
     "numbers": numbers,
@@ -155,6 +156,13 @@ def test_rows_of_a_data_set_are_its_samples(name: str) -> None:
         columns = tensor_rows(dataset, Kept()).gathered()
         theirs = torch.utils.data.default_collate([dataset[i] for i in range(len(dataset))])
         same_batches([columns], [theirs])
+
+
+def test_classes_are_renumbered_as_the_benchmark_says() -> None:
+    first = classic(class_ids_from_zero_from_first_exp=True).train_stream[0]
+    assert set(tensor_rows(first.dataset, Kept()).gathered()[1].tolist()) == {0, 1}
+    plain = classic().train_stream[0]
+    assert set(tensor_rows(plain.dataset, Kept()).gathered()[1].tolist()) != {0, 1}
 
 
 def test_whole_experiences_of_one_tensor_data_set_are_not_copied() -> None:

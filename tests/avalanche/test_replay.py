@@ -43,6 +43,7 @@ STREAMS = {
     "unlabelled": unlabelled,
     "classic": classic,
     "task labels": partial(classic, task_labels=True),
+    "renumbered": partial(classic, class_ids_from_zero_from_first_exp=True),
     "several": several,
     "joined": joined,
     "numbers": numbers,
@@ -135,7 +136,7 @@ def test_every_benchmark_trains_without_a_warning(name: str, online: bool, loss:
         naive(replay).train(stream, eval_streams=[])
     assert replay.loading == "sliced"
     assert buffer.seen == 80 and len(buffer) == 12
-    names = {"x", "y"} | ({"t"} if name in ("classic", "task labels", "numbers") else set())
+    names = {"x", "y"} | ({"t"} if name in ("classic", "task labels", "renumbered", "numbers") else set())
     assert set(buffer.store.columns) == names | ({"logits"} if loss == "derpp" else set())
     assert buffer["y"].dtype == torch.int64
 
@@ -395,15 +396,31 @@ class Curious(policies.Reservoir):
 
 @pytest.mark.parametrize("update", ["iteration", "experience"])
 def test_policies_get_the_probe_they_need(update: str) -> None:
-    with pytest.raises(ValueError, match="Curious needs logits of a probe; pass probe="):
-        Replay(Buffer(12, Curious()))
     buffer, asked = Buffer(12, Curious()), []
     replay = Replay(buffer, update=update, probe=lambda strategy: asked.append(strategy) or "a probe")
     strategy = naive(replay)
     strategy.train(unlabelled().train_stream, eval_streams=[])
-    assert buffer.seen == 80 and set(asked) == {strategy}
+    assert buffer.seen == 80 and asked == [strategy, strategy]  # once for each experience
     untouched = Replay(memory(), probe=lambda strategy: pytest.fail("nobody asked for a probe"))
     naive(untouched).train(unlabelled().train_stream, eval_streams=[])
+
+
+def test_by_default_the_probe_is_the_model_on_evaluation_views() -> None:
+    seen = []
+
+    class Scored(policies.Reservoir):
+        needs = ("logits",)
+
+        def plan(self, arrivals, store, rng, probe=None):
+            seen.append((arrivals["x"], probe.logits(arrivals)))
+            return super().plan(arrivals, store, rng, probe)
+
+    twice = Views(lambda x: x + torch.randn_like(x), lambda x: 2 * x)
+    strategy = naive(Replay(Buffer(12, Scored()), views=twice), lr=0.0)
+    strategy.train(unlabelled().train_stream, eval_streams=[])
+    assert len(seen) == 16
+    for x, logits in seen:
+        torch.testing.assert_close(logits, strategy.model(2 * x))
 
 
 def test_a_copy_of_a_strategy_goes_on_like_the_original() -> None:

@@ -40,6 +40,7 @@ STREAMS = {
     "unlabelled": unlabelled,
     "classic": classic,
     "task labels": partial(classic, task_labels=True),
+    "renumbered": partial(classic, class_ids_from_zero_from_first_exp=True),
     "several": several,
     "joined": joined,
     "numbers": numbers,

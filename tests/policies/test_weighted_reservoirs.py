@@ -10,7 +10,7 @@ from replaykit import Buffer, Policy
 from replaykit.policies import Chao, EfraimidisSpirakis
 from replaykit.testing import same
 
-RUNS = 1000
+RUNS = 700
 BOTH = pytest.mark.parametrize("make", [Chao, EfraimidisSpirakis])
 
 
@@ -94,7 +94,7 @@ def test_overweight_rows_become_ordinary_as_the_total_grows(n: int) -> None:
     """The law holds after every row: heavy ones first, in the middle, and several at once."""
     weights = [5.0, 1.0, 12.0, 2.0, 6.0, 1.0, 3.0, 7.0, 4.0][:n]
     wanted = proportional_inclusion(weights, 3)
-    assert_probabilities(stored(Chao, 3, (3, n - 3), 800, weights=weights), wanted)
+    assert_probabilities(stored(Chao, 3, (3, n - 3), RUNS, weights=weights), wanted)
 
 
 def test_equal_weights_are_a_plain_reservoir() -> None:

@@ -28,10 +28,10 @@ class Factored:
         return self.r.norm(dim=1) * (self.h.square().sum(1) + 1).sqrt()
 
     def rows(self, index: Tensor) -> Factored:
-        return Factored(self.r[index], self.h[index])
+        return type(self)(self.r[index], self.h[index])
 
     def to(self, dtype: torch.dtype) -> Factored:
-        return Factored(self.r.to(dtype), self.h.to(dtype))
+        return type(self)(self.r.to(dtype), self.h.to(dtype))
 
     def dense(self) -> Tensor:
         one = torch.ones_like(self.h[:, :1])

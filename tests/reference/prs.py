@@ -62,8 +62,8 @@ def prs(labels: Matrix, capacity: int, rho: float, chance: Chance) -> list[int]:
     return memory
 
 
-def prs_official(labels: Matrix, capacity: int, rho: float, chance: Chance) -> list[int]:
-    """The same with the choices of the released code."""
+def prs_official(labels: Matrix, capacity: int, rho: float, chance: Chance, patient: bool = False) -> list[int]:
+    """The same with the choices of the released code; `patient` looks at distances of `capacity` and more."""
     memory: list[int] = []
     n, p = np.zeros(labels.shape[1]), np.zeros(labels.shape[1])
     for item, y in enumerate(labels):
@@ -75,7 +75,7 @@ def prs_official(labels: Matrix, capacity: int, rho: float, chance: Chance) -> l
             present = np.flatnonzero(count)
             label = present[chance.weighted(softmax((count - p * count.sum())[present]).tolist())]
             slots, _ = candidates(stored[:, present], p[present], int(np.flatnonzero(present == label)[0]))
-            victim, nearest = slots[0], float(capacity)
+            victim, nearest = slots[0], np.inf if patient else float(capacity)
             for slot in slots:
                 left = count - stored[slot]
                 away = np.abs(left - p * left.sum())[left > 0].sum()

