@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 DEFAULT = 256 * 2**20
 
@@ -88,14 +89,19 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made: dict[int, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_address(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
         result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(value, Tensor) and value.layout == torch.strided:
-                address = value.untyped_storage().data_ptr()
-                if address not in self._made:
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                address = _address(value)
+                if address not in given and address not in self._made:
                     self._made[address] = value
                     self.nbytes += value.untyped_storage().nbytes()
         return result
+
+
+def _address(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr() if value.layout == torch.strided else -1
 
 
 # What was measured, by model and form of its input.

@@ -115,10 +115,12 @@ def fit(
             length /= 2
         if not value < before and size <= 1e-6 * scale:
             return a  # no digit of the objective is left to gain
+        if length < 1e-10:
+            break
         a, predictions = a + length * step, predictions + length * gram_step
     if size <= 1e-4 * scale:
         return a
     raise ValueError(
-        f"the inner problem did not converge: its gradient stays at "
-        f"{size / scale:.0e} of the start; a ridge above {ridge:g} or a kernel of smaller scale is easier"
+        f"the inner problem did not converge: its gradient stays at {size / scale:.0e} of the start; a ridge "
+        f"above {ridge:g} or a kernel of smaller scale is easier"
     )

@@ -42,7 +42,7 @@ class Rows:
         self.piece = max(1, min(piece, max_bytes) // row)
         self._compute = compute
         self.matrix: Tensor | None = None
-        if hold and n * row <= max_bytes:
+        if hold and 0 < n * row <= max_bytes:
             matrix = like.new_empty(n, n)
             # Products of many rows at a time are the efficient ones.
             for index in torch.split(torch.arange(n, device=like.device), 16 * self.piece):

@@ -242,6 +242,11 @@ def test_persistent_workers_and_other_loaders_are_left_alone() -> None:
     for loader, reason in (
         (DataLoader(dataset, 5, num_workers=1, persistent_workers=True), "keeps its workers"),
         (DataLoader(dataset, batch_size=None), "does not form batches"),
+        (
+            GroupBalancedDataLoader([dataset], batch_size=5, num_workers=1, persistent_workers=True),
+            "keeps its workers",
+        ),
+        (GroupBalancedDataLoader([dataset], batch_size=5, collate_fn=list), "own collate function"),
         ([[torch.zeros(1)]], "the loader is a list"),
     ):
         with pytest.raises(NotTensors, match=reason):

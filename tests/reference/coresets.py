@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +66,7 @@ def herding(features: Floats, k: int) -> list[int]:
     return chosen
 
 
-def matching_pursuit(
-    atoms: Floats, target: Floats, k: int, lam: float
-) -> tuple[list[int], Floats, list[float]]:
+def matching_pursuit(atoms: Floats, target: Floats, k: int, lam: float) -> tuple[list[int], Floats, list[float]]:
     """On explicit atoms [p, n]: rows, weights, and the objective after each step."""
     chosen: list[int] = []
     weights, residual, objectives = np.zeros(0), target, []
@@ -90,6 +88,6 @@ def forgetting_events(history: Sequence[Sequence[int]]) -> list[int]:
     """Of a history [presentations][n] of right answers."""
     counts = []
     for answers in zip(*history, strict=True):
-        events = sum(before and not after for before, after in zip(answers, answers[1:], strict=False))
+        events = sum(before and not after for before, after in pairwise(answers))
         counts.append(events if any(answers) else len(answers))
     return counts

@@ -131,9 +131,7 @@ def test_a_byte_budget_changes_nothing(max_bytes: int) -> None:
     g, rng = gradients(100), np.random.default_rng(0)
     expected = grad_approx(g, torch.ones(100), 30)
     gram = g.gram()
-    whole = matching_pursuit(
-        gram, gram.sum(1), 30, float(gram.sum()), 0.5 * float(g.norms().mean() ** 2)
-    )
+    whole = matching_pursuit(gram, gram.sum(1), 30, float(gram.sum()), 0.5 * float(g.norms().mean() ** 2))
     rows, weights = GCR(max_bytes=max_bytes).select(Pool(100, gradients=g), 30, rng)
     assert rows.tolist() == expected.rows.tolist() == whole.rows.tolist()
     assert torch.allclose(weights, expected.weights) and torch.allclose(weights, whole.weights)

@@ -44,7 +44,9 @@ def test_inclusion_probabilities_by_hand() -> None:
     assert inclusion_probabilities(np.array([1.0, 1, 2]) / 4, 1).tolist() == [0.25, 0.25, 0.5]
     assert inclusion_probabilities(np.array([1.0, 1, 2]) / 4, 2).tolist() == [0.5, 0.5, 1]
     assert inclusion_probabilities(np.array([1.0, 1, 8]) / 10, 2).tolist() == [0.5, 0.5, 1]
-    assert inclusion_probabilities(np.array([1.0, 2, 8, 30]) / 41, 3).tolist() == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert inclusion_probabilities(np.array([1.0, 2, 8, 30]) / 41, 3).tolist() == pytest.approx(
+        [1 / 3, 2 / 3, 1, 1]
+    )
     assert inclusion_probabilities(np.array([0.0, 0, 0, 1]), 2).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])
     assert inclusion_probabilities(np.array([0.5, 0.5]), 0).tolist() == [0, 0]
     assert inclusion_probabilities(np.array([0.9, 0.1]), 2).tolist() == [1, 1]
@@ -83,7 +85,9 @@ def test_horvitz_thompson_is_unbiased_for_the_weighted_sum() -> None:
 
 def test_all_rows_are_returned_with_their_own_weight() -> None:
     weight = torch.tensor([1.0, 5, 2])
-    rows, w = Importance("losses").select(Pool(3, weight=weight, losses=torch.ones(3)), 7, np.random.default_rng(0))
+    rows, w = Importance("losses").select(
+        Pool(3, weight=weight, losses=torch.ones(3)), 7, np.random.default_rng(0)
+    )
     assert sorted(rows.tolist()) == [0, 1, 2]
     assert w.tolist() == weight[rows].tolist()
 

@@ -6,7 +6,7 @@ import torch
 from reference.factored import Factored
 from torch import nn
 
-from replaykit.gradients import last_layer_gradients, per_sample_gradients
+from replaykit.gradients import last_layer_gradients
 from replaykit.selectors import CRAIG, GCR, GraNd, Herding, KCenter, Pool, Vectors
 from replaykit.selectors.gradient_vectors import GradientVectors
 from replaykit.selectors.pool import Dense, as_vectors, checked_vectors, working_dtype
@@ -31,7 +31,7 @@ def network_gradients(n: int = 30):
     y = torch.randint(3, (n,), generator=generator)
     y[5] = y[4]
     gradients = last_layer_gradients(model, {"x": x, "y": y})
-    return gradients, gradients.explicit(), y, model, x
+    return gradients, gradients.explicit(), y
 
 
 def check(vectors: Vectors, dense: torch.Tensor, tolerance: float = 1e-10) -> None:
@@ -64,7 +64,7 @@ def test_every_kind_of_vectors_answers_like_the_matrix(device: str) -> None:
 
 
 def test_gradients_of_a_model_are_vectors() -> None:
-    gradients, explicit, _, model, x = network_gradients()
+    gradients, explicit, _ = network_gradients()
     check(as_vectors(gradients), explicit, 1e-5)
     # In float64 the products are exact to the float32 factors; the weighted sum is formed in float32.
     precise = as_vectors(gradients).to(torch.float64)
@@ -73,12 +73,10 @@ def test_gradients_of_a_model_are_vectors() -> None:
     assert torch.allclose(precise.norms().square(), precise.gram().diagonal(), rtol=1e-14)
     assert torch.allclose(precise.gram_rows(torch.arange(4)), (dense @ dense.T)[:4], rtol=1e-5, atol=1e-6)
     check(precise, dense, 1e-5)
-    full = per_sample_gradients(model, {"x": x, "y": torch.zeros(30, dtype=torch.int64)})
-    check(as_vectors(full), full.explicit(), 1e-5)
 
 
 def test_selectors_take_the_gradients_of_a_model() -> None:
-    gradients, explicit, y, _, _ = network_gradients()
+    gradients, explicit, y = network_gradients()
     rng = np.random.default_rng(0)
     for selector in (GCR(), CRAIG(), KCenter("gradients"), Herding("gradients"), GraNd()):
         rows, weights = selector.select(Pool(30, y, gradients=gradients), 9, rng)
@@ -88,7 +86,7 @@ def test_selectors_take_the_gradients_of_a_model() -> None:
 
 
 def test_distances_of_duplicates_are_zero_and_others_are_right() -> None:
-    gradients, explicit, *_ = network_gradients()
+    gradients, explicit, _ = network_gradients()
     vectors = as_vectors(gradients).to(torch.float64)
     squares = vectors.norms().square()
     distances = squared_distances(vectors, torch.arange(30), squares)
@@ -107,7 +105,9 @@ def test_quantities_are_computed_once_and_only_when_asked_for() -> None:
         calls.append(1)
         return torch.arange(12.0).reshape(6, 2)
 
-    pool = Pool(6, torch.arange(6), torch.arange(6.0), features=features, gradients=factors(6), x=torch.zeros(6, 2, 2))
+    pool = Pool(
+        6, torch.arange(6), torch.arange(6.0), features=features, gradients=factors(6), x=torch.zeros(6, 2, 2)
+    )
     half = pool.subset(torch.tensor([5, 1, 3]))
     quarter = half.subset(torch.tensor([2, 0]))
     assert calls == []

@@ -39,7 +39,7 @@ def test_quotas_always_sum_to_what_can_be_had(budget: int, groups: list[tuple[in
     shares, available = np.array([g[0] for g in groups]), np.array([g[1] for g in groups], dtype=np.int64)
     quotas = largest_remainder(budget, shares, available)
     assert quotas.sum() == min(budget, available.sum())
-    assert (0 <= quotas).all() and (quotas <= available).all()
+    assert (quotas >= 0).all() and (quotas <= available).all()
     if len(groups) and (available >= budget).all() and shares.sum() > 0:
         # Without a cap no quota is a whole row away from its share.
         assert (np.abs(quotas - budget * shares / shares.sum()) < 1).all()

@@ -51,6 +51,7 @@ DETERMINISTIC: dict[str, Callable[[], Selector]] = {
     "KCenter": KCenter,
     "LeastConfidence": LeastConfidence,
     "LogDeterminant": LogDeterminant,
+    "LogDeterminant linear": partial(LogDeterminant, similarity=lambda vectors: vectors.gram_rows),
     "Margin": Margin,
     "Moderate": Moderate,
     "PerClass": lambda: PerClass(KCenter("gradients")),
@@ -151,7 +152,8 @@ def test_same_generator_same_rows_and_nothing_else_changes(name: str) -> None:
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+# Every row has the cosine 1 with itself, so the first volume is a tie of all rows.
+@pytest.mark.parametrize("name", sorted(DETERMINISTIC.keys() - {"LogDeterminant"}))
 def test_deterministic_selectors_draw_nothing_and_follow_a_permutation(name: str) -> None:
     for seed in range(3):
         values = columns(40, seed)
