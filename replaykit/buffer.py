@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from replaykit.plan import NOTHING, FunctionPolicy, Plan, Policy
@@ -117,11 +116,11 @@ class Buffer:
         Raises:
             ValueError, TypeError: the batch does not fit the memory or the policy. Nothing has changed then.
         """
-        n, arrays = self.store.admit(batch)
+        n, direct = self.store.admit(batch)
         if n == 0:
             return 0
         if self.check_finite is not False:
-            self._check_values(batch, arrays)
+            self._check_values(batch)
         if self.policy.needs and probe is None:
             raise ValueError(
                 f"{type(self.policy).__name__} needs {', '.join(self.policy.needs)} of a probe; "
@@ -134,7 +133,7 @@ class Buffer:
             message = error.args[0] if error.args else error
             raise type(error)(f"{name}: {message} [batch {describe(batch)}]") from error
         if plan is not NOTHING:
-            self._apply(plan, batch, arrays)
+            self._apply(plan, batch, direct)
         self.store.seen += n
         return len(plan.slot)
 
@@ -212,20 +211,20 @@ class Buffer:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _check_values(self, batch: Batch, arrays: dict[str, NDArray[Any]] | None) -> None:
+    def _check_values(self, batch: Batch) -> None:
         for name, value in batch.items():
             if name == "x" or value.dtype in _EXACT or not (self.check_finite or value.is_cpu):
                 continue
-            if arrays is not None and value.dtype is torch.float32:
+            finite = False
+            if value.dtype is torch.float32 and value.is_cpu:
                 # A sum of squares is finite unless an entry is not, or it overflows: then look closely.
                 # (`vdot`, unlike `dot`, does not warn of that.)
-                finite = math.isfinite(np.vdot(arrays[name], arrays[name])) or bool(value.isfinite().all())
-            else:
-                finite = bool(value.isfinite().all())
-            if not finite:
+                array = (value.detach() if value.requires_grad else value).numpy()
+                finite = math.isfinite(np.vdot(array, array))
+            if not finite and not bool(value.isfinite().all()):
                 raise ValueError(f"column {name!r} holds NaN or infinity; nothing was stored")
 
-    def _apply(self, plan: Plan, batch: Batch, arrays: dict[str, NDArray[Any]] | None) -> None:
+    def _apply(self, plan: Plan, batch: Batch, direct: bool) -> None:
         if not plan.distinct:
             self.store.check_slots(plan.slot)
         if plan.release is not None:
@@ -235,8 +234,8 @@ class Buffer:
             self.store.revise(*plan.revise)
         if not len(plan):
             return
-        if arrays is not None and not plan.columns:
-            self.store.put(plan.slot, arrays, plan.source)
+        if direct and not plan.columns:
+            self.store.put(plan.slot, batch, plan.source)
         else:
             self.store.write(plan.slot, batch, plan.source, plan.columns)
 

@@ -14,7 +14,10 @@ def distinct(n: int, k: int, rng: np.random.Generator) -> IntArray:
         return rng.permutation(n)[:k]
     # The first k distinct values of an i.i.d. sequence are a uniform ordered sample without replacement.
     drawn = (rng.random(k) * n).astype(np.int64)
-    unique = dict.fromkeys(drawn.tolist())
+    listed = drawn.tolist()
+    if len(set(listed)) == k:
+        return drawn
+    unique = dict.fromkeys(listed)
     while len(unique) < k:
         more = (rng.random(k - len(unique)) * n).astype(np.int64)
         unique.update(dict.fromkeys(more.tolist()))

@@ -50,6 +50,7 @@ class HostColumn:
     def _share(self, array: NDArray[Any]) -> None:
         """Look at one piece of memory in three ways."""
         self.array = array
+        self.fitting: torch.Size | None = None  # shape of the rows that were admitted last
         self.tensor = torch.from_numpy(array).view(self.dtype)
         # Each row as one opaque item: NumPy then copies a row at a time, whatever its shape.
         self._item = np.dtype((np.void, max(1, array.nbytes // len(array))))
@@ -85,7 +86,10 @@ class HostColumn:
             rows = rows.detach()
         if self._carrier is not self.dtype:
             rows = rows.contiguous().view(self._carrier)
-        return rows.numpy()
+        try:
+            return rows.numpy()
+        except RuntimeError:  # a conjugated or negated view, which torch has not computed yet
+            return rows.resolve_conj().resolve_neg().numpy()
 
     def put(self, slots: IntArray, rows: NDArray[Any], source: IntArray | None) -> None:
         if self._items is None or len(rows) == 0:
@@ -208,8 +212,9 @@ class Store:
         for name, value in batch.items():
             if name not in self.columns:
                 self._check_name(name)
-            if not isinstance(value, Tensor):
-                raise TypeError(f"column {name!r} is a {type(value).__name__}, expected a torch.Tensor")
+            if not isinstance(value, Tensor) or value.layout is not torch.strided:
+                kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"column {name!r} is a {kind}, expected a dense torch.Tensor")
             shape = value.shape
             if len(shape) == 0 or (n >= 0 and shape[0] != n):
                 raise ValueError(f"columns must share their first dimension, got {describe(batch)}")
@@ -225,25 +230,28 @@ class Store:
             )
         return n
 
-    def admit(self, batch: Batch) -> tuple[int, dict[str, NDArray[Any]] | None]:
-        """`check`, and for a batch on the CPU that can be written as it is, its arrays for `put`."""
-        if self.widths or self.device.type != "cpu" or len(batch) + len(self.own) != len(self.columns):
-            return self.check(batch), None
+    def admit(self, batch: Batch) -> tuple[int, bool]:
+        """`check`, and whether `put` can write the batch: one on the CPU, exactly like the columns held."""
+        if self.widths or len(batch) + len(self.own) != len(self.columns):
+            return self.check(batch), False
         if self.own and not self.own.isdisjoint(batch):
-            return self.check(batch), None
-        arrays: dict[str, NDArray[Any]] = {}
+            return self.check(batch), False
         n = -1
         for name, value in batch.items():
             column = self.columns.get(name)
             if not isinstance(column, HostColumn) or not isinstance(value, Tensor):
-                return self.check(batch), None
-            if value.dtype is not column.dtype or not value.is_cpu or value.ndim == 0:
-                return self.check(batch), None
-            array = column.host(value)
-            if array.shape[1:] != column.array.shape[1:] or (n >= 0 and len(array) != n):
-                return self.check(batch), None
-            n, arrays[name] = len(array), array
-        return (n, arrays) if arrays else (self.check(batch), None)
+                return self.check(batch), False
+            shape = value.shape
+            if shape != column.fitting:
+                if not shape or shape[1:] != column.row:
+                    return self.check(batch), False
+                column.fitting = shape
+            if value.dtype is not column.dtype or not value.is_cpu or value.layout is not torch.strided:
+                return self.check(batch), False
+            if n >= 0 and shape[0] != n:
+                return self.check(batch), False
+            n = shape[0]
+        return (n, True) if batch else (self.check(batch), False)
 
     def _check_name(self, name: Any) -> None:
         if not isinstance(name, str):
@@ -325,10 +333,12 @@ class Store:
                 column.write(where, rows, rows_of)
         self._occupy(slots)
 
-    def put(self, slots: IntArray, arrays: dict[str, NDArray[Any]], source: IntArray | None) -> None:
-        """`write` for arrays that `admit` gave and slots known to be distinct numbers below the capacity."""
-        for name, rows in arrays.items():
-            self.columns[name].put(slots, rows, source)  # type: ignore[union-attr]
+    def put(self, slots: IntArray, batch: Batch, source: IntArray | None) -> None:
+        """`write` for a batch that `admit` lets pass and slots known to be distinct and below the capacity."""
+        for name, rows in batch.items():
+            column = self.columns[name]
+            assert isinstance(column, HostColumn)
+            column.put(slots, column.host(rows), source)
         if self._count < self.capacity:
             self._occupy(slots)
 

@@ -30,9 +30,7 @@ RULES = [
     if path != ROOT / "replaykit" / "avalanche.py"
 ]
 
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "replaykit").is_dir(), reason="runs in a checkout, not on a wheel"
-)
+pytestmark = pytest.mark.skipif(not (ROOT / "replaykit").is_dir(), reason="runs in a checkout, not on a wheel")
 
 
 def imports(path: Path, top_level: bool = False) -> Iterator[str]:
@@ -51,9 +49,7 @@ def within(module: str, prefix: str) -> bool:
 
 @pytest.mark.parametrize(("path", "forbidden"), RULES, ids=lambda value: getattr(value, "name", ""))
 def test_a_room_imports_only_what_it_may(path: Path, forbidden: list[str]) -> None:
-    bad = [
-        m for m in imports(path, top_level="loggers" in path.parts) if any(within(m, f) for f in forbidden)
-    ]
+    bad = [m for m in imports(path, top_level="loggers" in path.parts) if any(within(m, f) for f in forbidden)]
     assert not bad, f"{path.relative_to(ROOT)} imports {bad}"
 
 

@@ -59,6 +59,25 @@ def test_rows_of_any_layout_and_with_gradient() -> None:
         assert same(read, rows[:2].detach()) and not read.requires_grad
 
 
+def test_views_that_torch_has_not_computed_yet() -> None:
+    z = some(torch.complex64, 3)
+    for rows in (z.conj(), z.conj().imag):
+        store = Store(3)
+        for _ in range(2):
+            assert store.admit({"a": rows})[0] == 3
+            store.write(slots(0, 1, 2), {"a": rows})
+            store.put(slots(0, 1, 2), {"a": rows}, None)
+        assert torch.equal(store.read(slots(0, 1, 2))["a"], rows)
+
+
+def test_a_sparse_batch_is_refused_after_a_dense_one_of_its_shape() -> None:
+    store = Store(3)
+    store.write(slots(0, 1, 2), {"a": torch.eye(3)})
+    assert store.admit({"a": torch.eye(3)}) == (3, True)
+    with pytest.raises(TypeError, match="sparse"):
+        store.admit({"a": torch.eye(3).to_sparse()})
+
+
 def test_what_was_read_is_a_copy() -> None:
     store = Store(3)
     store.write(slots(0, 1, 2), {"a": torch.zeros(3, 2)})
@@ -199,7 +218,8 @@ def test_only_growing_columns_may_change_their_shape() -> None:
             r"first dimension, got {x \[2\] float32, y \[3\]",
         ),
         ({"x": torch.tensor(1.0)}, ValueError, "first dimension"),
-        ({"x": [1, 2]}, TypeError, "column 'x' is a list, expected a torch.Tensor"),
+        ({"x": [1, 2]}, TypeError, "column 'x' is a list, expected a dense torch.Tensor"),
+        ({"x": torch.eye(3).to_sparse()}, TypeError, "column 'x' is a torch.sparse_coo, expected a dense"),
         ({"x": np.zeros(2)}, TypeError, "ndarray"),
         ({3: torch.zeros(2)}, TypeError, "column names are strings, got 3"),
         ({"logits_width": torch.zeros(2)}, ValueError, "belong to the store; rename it"),
@@ -311,9 +331,8 @@ def test_put_is_write(
     stores = [Store(9) for _ in range(2)]
     for store in stores:
         store.write(np.arange(5), first, np.arange(5))
-    n, arrays = stores[0].admit(batch)
-    assert n == 6 and arrays is not None
-    stores[0].put(slot, arrays, source)
+    assert stores[0].admit(batch) == (6, True)
+    stores[0].put(slot, batch, source)
     stores[1].write(slot, batch, source)
     assert same(stores[0].state_dict(), stores[1].state_dict())
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,11 +43,20 @@ class Written:
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, str] = field(default_factory=dict)
+    finished: bool = False
 
 
-def read(folder: Path) -> list[Written]:
-    """Every offline run below `folder`, the oldest first."""
-    return [_read(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=_age)]
+def read(folder: Path, seconds: float = 15.0) -> list[Written]:
+    """Every offline run below `folder`, the oldest first; waits so long at most for one to be finished."""
+    return [_settled(path, seconds) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=_age)]
+
+
+def _settled(path: Path, seconds: float) -> Written:
+    """What a run wrote: W&B's own process may still be writing when the run has finished."""
+    end = time.monotonic() + seconds
+    while not (written := _read(path)).finished and time.monotonic() < end:
+        time.sleep(0.1)
+    return written
 
 
 def _age(path: Path) -> int:
@@ -69,6 +79,8 @@ def _read(path: Path) -> Written:
             written.history.append(_items(record.history.item))
         elif kind == "summary":
             written.summary |= _items(record.summary.update)
+        elif kind == "exit":
+            written.finished = True
         elif kind == "metric":
             written.axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric
     return written

@@ -45,15 +45,19 @@ class Call:
 
 
 def factors(
-    objective: Objective, args: tuple[Any, ...], batch: Batch, budget: Budget
+    objective: Objective, args: tuple[Any, ...], batch: Batch, budget: Budget, rows: Tensor | None = None
 ) -> tuple[dict[str, Block], list[str]]:
-    """Blocks of the rows' gradients by layer, and the names of the parameters that need another route."""
+    """Blocks of the rows' gradients by layer, and the names of the parameters that need another route.
+
+    With the numbers of the rows given, losses that are not finite are refused.
+    """
     layers = candidates(objective.structure, objective.layout.shapes)
     if not layers:
         return {}, list(objective.layout.shapes)
     with _recording(layers) as calls:
         losses = objective.losses(args, batch)
-    refuse_nan(losses.detach(), "losses")
+    if rows is not None:
+        refuse_nan(losses.detach(), "losses", rows)
     form = _form(objective, calls, losses.shape[0])
     known = _passed.setdefault(objective.model, {})
     passed = known.get(form)

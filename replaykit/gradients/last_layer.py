@@ -60,7 +60,7 @@ def last_layer_gradients(
     with scoring(structure, mode, gradients=False):
         for rows in together(n, groups):
             for part in cut(rows, rows_per_pass(objective, batch, rows, like.device, limit)):
-                head, blocks = _pass(objective, take(batch, part), like.device, layer)
+                head, blocks = _pass(objective, take(batch, part), part, like.device, layer)
                 heads.add(head)
                 chunks.append((part.to(like.device), blocks))
     shapes = {
@@ -69,7 +69,9 @@ def last_layer_gradients(
     return FactoredGradients(Layout(shapes), n, like, limit, chunks)
 
 
-def _pass(objective: Objective, batch: Batch, device: torch.device, layer: str | None) -> tuple[str, Blocks]:
+def _pass(
+    objective: Objective, batch: Batch, rows: Tensor, device: torch.device, layer: str | None
+) -> tuple[str, Blocks]:
     """Name of the last layer, and the factors of some rows."""
     batch = moved(batch, device)
     args, n = objective.arguments(batch), row_count(batch)
@@ -78,7 +80,7 @@ def _pass(objective: Objective, batch: Batch, device: torch.device, layer: str |
     calls: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad(), cut_at(module, calls):
         losses = objective.losses(args, batch)
-        refuse_nan(losses.detach(), "losses")
+        refuse_nan(losses.detach().cpu(), "losses", rows)
         if len(calls) != 1 or calls[0][1].shape[0] != n or not losses.requires_grad:
             raise ValueError(
                 f"the last layer {name!r} must be called once, on {n} rows, and decide the losses; it was "

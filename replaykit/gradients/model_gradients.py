@@ -182,17 +182,18 @@ class ModelGradients(PerSampleGradients):
         if chunk in self._cache:
             return self._cache[chunk]
         rows = self._chunks()[chunk]
-        blocks = self._pass(*self._at(rows))
+        blocks = self._pass(rows)
         if nbytes(blocks) / len(rows) * self._n <= self._budget.held:
             self._cache[chunk] = blocks
         return blocks
 
-    def _pass(self, args: tuple[Any, ...], batch: Batch) -> Blocks:
+    def _pass(self, rows: Tensor) -> Blocks:
+        args, batch = self._at(rows)
         objective, rest = self._objective, list(self.layout.shapes)
         blocks: Blocks = {}
         with scoring(objective.structure, self._mode):
             if self._route in ("auto", "ghost"):
-                blocks, rest = ghost.factors(objective, args, batch, self._budget)
+                blocks, rest = ghost.factors(objective, args, batch, self._budget, rows)
             if rest and self._route == "ghost":
                 raise ValueError(
                     f"route 'ghost' has no factors for {', '.join(rest[:6])}: layers of an unknown kind, "

@@ -126,13 +126,16 @@ def checked_rows(losses: Any, batch: Batch) -> Tensor:
     return losses
 
 
-def refuse_nan(values: Tensor, what: str) -> Tensor:
-    """The values [n, ...], if all of them are finite; raises `ValueError` with the rows otherwise."""
+def refuse_nan(values: Tensor, what: str, rows: Tensor | None = None) -> Tensor:
+    """The values [n, ...], if all are finite; raises `ValueError` with the (numbers of the) rows otherwise."""
     # A sum is finite unless an entry is not, or it overflows, which the full test tells apart.
     if not math.isfinite(float(values.sum())) and not bool(values.isfinite().all()):
-        bad = (~values.isfinite()).reshape(values.shape[0], -1).any(1).nonzero().flatten().tolist()
-        rows = f"{bad[:8]}{' and more' if len(bad) > 8 else ''}"
-        raise ValueError(f"{what} are NaN or infinite in rows {rows}: look at the inputs and the learning rate")
+        bad = (~values.isfinite()).reshape(values.shape[0], -1).any(1).nonzero().flatten()
+        listed = (bad if rows is None else rows[bad]).tolist()
+        raise ValueError(
+            f"{what} are NaN or infinite in rows {listed[:8]}{' and more' if len(listed) > 8 else ''}: "
+            "look at the inputs and the learning rate"
+        )
     return values
 
 

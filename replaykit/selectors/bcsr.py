@@ -101,11 +101,17 @@ class BCSR:
         rows = self._rows(w, derivative, k, rng)
         return rows, torch.ones(k, dtype=torch.float64, device=rows.device)
 
-    def weigh(self, problem: Problem, n: int, k: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Weights on the simplex [n] after all updates, and the derivative of the last one [n], float64."""
+    def weigh(
+        self, problem: Problem, n: int, k: int, rng: np.random.Generator, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Weights on the simplex [n] after all updates, and the derivative of the last one [n], float64.
+
+        Args:
+            start: weights to begin with [n]; equal ones by default.
+        """
         parameters = problem.parameters
         device = next(iter(parameters.values())).device
-        w = torch.full((n,), 1 / n, dtype=torch.float64, device=device)
+        w = torch.full((n,), 1 / n, dtype=torch.float64, device=device) if start is None else start.double()
         penalty, rate = self.penalty, self.outer_rate
         delta = 0.1 / n if self.smoothing is None else self.smoothing
         for _ in range(self.outer_steps):

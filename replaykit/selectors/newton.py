@@ -31,7 +31,8 @@ def solve(
     solution = torch.zeros(2, *rhs.shape, dtype=rhs.dtype)
     residual = torch.stack([rhs, gram @ rhs])
     direction = residual.clone()
-    size = first = _inner(*residual)
+    trace = float(gram.diagonal().sum())
+    size = first = _inner(residual[0], residual[1], trace)
     gram_p = direction[1].view(-1)
     for _ in range(2000):
         if size <= tolerance**2 * first:
@@ -43,15 +44,15 @@ def solve(
         solution.add_(direction, alpha=size / bend)
         residual[0].sub_(q, alpha=size / bend)
         torch.mm(gram, residual[0], out=residual[1])
-        previous, size = size, _inner(*residual)
+        previous, size = size, _inner(residual[0], residual[1], trace)
         direction.mul_(size / previous).add_(residual)
     return solution[0], solution[1], (size / first) ** 0.5 if first > 0 else 0.0
 
 
-def _inner(r: Tensor, gram_r: Tensor) -> float:
-    """r · K r, at least 0."""
+def _inner(r: Tensor, gram_r: Tensor, trace: float) -> float:
+    """r · K r, at least 0, for a kernel matrix of this trace."""
     value = float(r.view(-1).dot(gram_r.view(-1)))
-    if value < 0 and value < -1e-6 * float(r.norm() * gram_r.norm()):
+    if value < 0 and value < -1e-6 * trace * float(r.square().sum()):
         raise ValueError(
             "the kernel is not positive semi-definite; use one that is (Linear, RBF, an NTK) or add a multiple "
             "of the identity"
@@ -86,7 +87,8 @@ def fit(
     a = zero if start is None else start
     data = weight[:, None] * loss.residuals(zero, targets)
     # Not the data's own gradient: that may cancel, as between duplicates with different labels.
-    scale = float(data.norm() * gram.diagonal().mean().clamp(min=0).sqrt())
+    trace = float(gram.diagonal().sum())
+    scale = float(data.norm()) * math.sqrt(max(trace, 0.0) / m)
     if scale == 0:
         return zero
     predictions = gram @ a
@@ -99,7 +101,7 @@ def fit(
     value = objective(a, predictions)
     for _ in range(200):
         gradient = weight[:, None] * loss.residuals(predictions, targets) + shift * a
-        size = _inner(gradient, gram @ gradient) ** 0.5
+        size = _inner(gradient, gram @ gradient, trace) ** 0.5
         if size <= tolerance * scale:
             return a
         if not math.isfinite(size):

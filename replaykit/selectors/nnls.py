@@ -70,7 +70,8 @@ class ActiveSet:
             new = int(waiting[slack.argmax()])
             idle[new] = False
             if self._enter(new):
-                idle[self._descend(w)] = True
+                # One that leaves at once entered by rounding alone; it would come back for ever.
+                idle[[j for j in self._descend(w) if j != new]] = True
         raise ValueError(
             f"non-negative least squares did not converge on {m} variables; is the matrix positive "
             "semi-definite? A larger lam helps"

@@ -73,7 +73,7 @@ def by_class(
     a selection with nearly the same shares. A pool without labels is one class.
 
     Raises:
-        ValueError, KeyError, TypeError: what `select` raises, with the class added.
+        ValueError, KeyError, TypeError: what `select` raises, with selector and class added.
     """
     k = take_count(k, pool.n, selector)
     if pool.y is None or pool.n == 0:
@@ -88,7 +88,9 @@ def by_class(
         try:
             chosen, weight = select(pool.subset(index), int(quotas[c]), rng)
         except (ValueError, KeyError, TypeError) as error:
-            raise type(error)(f"{error.args[0] if error.args else error} (class {label[c]})") from error
+            message = str(error.args[0] if error.args else error)
+            owner = "" if selector in message else f"{selector}: "
+            raise type(error)(f"{owner}{message} (class {label[c]})") from error
         rows.append(index.to(chosen.device)[chosen])
         weights.append(weight)
         turns.append((torch.arange(len(chosen), dtype=torch.float64) + 0.5) / max(len(chosen), 1))

@@ -168,7 +168,8 @@ def test_many_small_kinds_of_layers() -> None:
     sequence = nn.Sequential(
         nn.Conv1d(3, 4, 3, stride=2, dilation=2, padding=3, padding_mode="reflect"), nn.BatchNorm1d(4),
         nn.ELU(inplace=True), nn.Linear(6, 6), nn.ReLU(inplace=True), nn.RMSNorm(6), nn.PReLU(),
-        nn.LayerNorm((4, 6), bias=False), nn.InstanceNorm1d(4, affine=True), nn.Flatten(), nn.Linear(24, nets.CLASSES),
+        nn.LayerNorm((4, 6), bias=False), nn.InstanceNorm1d(4, affine=True), nn.Flatten(),
+        nn.Linear(24, nets.CLASSES),
     ).double()  # fmt: skip
     volume = nn.Sequential(
         nn.Conv3d(2, 3, (1, 2, 3), padding=(0, 1, 1), stride=(1, 2, 1)), nn.BatchNorm3d(3), nn.Flatten(),

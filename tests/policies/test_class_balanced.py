@@ -196,6 +196,8 @@ def test_shrinking_keeps_the_counts_fair_and_they_stay_so() -> None:
         memory.resize(small)
         assert_fair(counts(memory), Counter(y[:half]), small)
         assert policy.slots.counts() == counts(memory)
+        dropped = {c for c, n in policy.offered.items() if counts(memory).get(c, 0) < n}
+        assert dropped <= policy.full  # or its next row would be stored with certainty
         feed(memory, y[half:], cut=9)
         assert_fair(counts(memory), Counter(y), small)
 

@@ -42,7 +42,9 @@ Loss = type[CrossEntropy] | type[Squared]
 class Model:
     """Coefficients [s, c] on the rows `basis`; the inner loss is over `support`, divided by `total`."""
 
-    def __init__(self, kernel: Tensor, targets: Tensor, v: Tensor, ridge: float, loss: Loss, basis: list[int]) -> None:
+    def __init__(
+        self, kernel: Tensor, targets: Tensor, v: Tensor, ridge: float, loss: Loss, basis: list[int]
+    ) -> None:
         self.columns, self.square = kernel[:, basis], kernel[basis][:, basis]
         self.targets, self.v, self.ridge, self.loss = targets, v, ridge, loss
 
@@ -141,7 +143,5 @@ def best_subsets(
     found = []
     for subset in combinations(range(len(kernel)), m):
         rows = list(subset)
-        found.append(
-            (outer_value(kernel, targets, v, ridge, loss, rows, torch.ones(m).double(), rows, m), subset)
-        )
+        found.append((outer_value(kernel, targets, v, ridge, loss, rows, torch.ones(m).double(), rows, m), subset))
     return sorted(found)

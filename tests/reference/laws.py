@@ -19,9 +19,7 @@ def stream(n: int, start: int = 0, weights: Sequence[float] | None = None) -> Ba
     return rows
 
 
-def feed(
-    buffer: Buffer, sizes: Sequence[int], start: int = 0, weights: Sequence[float] | None = None
-) -> Buffer:
+def feed(buffer: Buffer, sizes: Sequence[int], start: int = 0, weights: Sequence[float] | None = None) -> Buffer:
     for size in sizes:
         buffer.add(stream(size, start, weights))
         start += size

@@ -77,7 +77,9 @@ def empirical_dense(x: Tensor, width: int, generator: torch.Generator) -> Tensor
     entries of a wide layer are never formed for each row.
     """
     sizes = [x.shape[1], width, width, 1]
-    weights = [torch.randn(b, a, generator=generator, dtype=x.dtype) for a, b in zip(sizes, sizes[1:], strict=False)]
+    weights = [
+        torch.randn(b, a, generator=generator, dtype=x.dtype) for a, b in zip(sizes, sizes[1:], strict=False)
+    ]
     biases = [torch.randn(b, generator=generator, dtype=x.dtype) for b in sizes[1:]]
     inputs, slopes, h = [x], [], x
     for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):

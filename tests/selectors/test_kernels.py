@@ -105,7 +105,9 @@ def test_dense_tangent_kernel_is_the_limit_of_wide_networks():
     x = images(6, dtype=torch.float32).flatten(1)
     generator = torch.Generator().manual_seed(0)
     finite = reference.empirical_dense(x, 4096, generator)
-    torch.testing.assert_close(finite, FullyConnectedNTK()(x), rtol=0.05, atol=0.05 * float(finite.diagonal().mean()))
+    torch.testing.assert_close(
+        finite, FullyConnectedNTK()(x), rtol=0.05, atol=0.05 * float(finite.diagonal().mean())
+    )
 
 
 def test_convolutional_tangent_kernel_is_the_limit_of_wide_networks():

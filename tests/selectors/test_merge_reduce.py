@@ -86,6 +86,10 @@ def test_a_small_batch_is_kept_whole():
 
 def test_bad_numbers_of_slots():
     pool, one = Pool(4, x=torch.arange(4.0)), Slot(torch.tensor([0]), torch.ones(1), 1)
-    for slots, size, count, message in (([], 2, 3, "slots <= size"), ([], 2, 0, "slots"), ([one] * 3, 4, 2, "merge")):
+    for slots, size, count, message in (
+        ([], 2, 3, "slots <= size"),
+        ([], 2, 0, "slots"),
+        ([one] * 3, 4, 2, "merge"),
+    ):
         with pytest.raises(ValueError, match=message):
             merge_reduce(slots, torch.tensor([1]), pool, Recorder(), size, count, np.random.default_rng(0))
