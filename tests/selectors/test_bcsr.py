@@ -59,7 +59,9 @@ def test_frequencies_of_the_smoothed_top():
     draws = 400_000
     p = 0.5 * (1 + math.erf(0.2 / (0.1 * math.sqrt(2)) / math.sqrt(2)))
     assert p == pytest.approx(0.92135, abs=1e-5)
-    assert float(top_frequency(w, 1, 0.1, draws, rng())[0]) == pytest.approx(p, abs=5 * math.sqrt(p * (1 - p) / draws))
+    assert float(top_frequency(w, 1, 0.1, draws, rng())[0]) == pytest.approx(
+        p, abs=5 * math.sqrt(p * (1 - p) / draws)
+    )
     w = torch.tensor([0.5, 0.3, 0.2, 0.0]).double()
     for delta, expected in (
         (1e-3, (1, 1, 0, 0)),
@@ -125,7 +127,9 @@ def test_derivative_is_a_finite_difference():
 
     def optimum(w: torch.Tensor) -> torch.Tensor:
         theta = problem.parameters["weight"].clone().requires_grad_()
-        solver = torch.optim.LBFGS([theta], 1.0, 500, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe")
+        solver = torch.optim.LBFGS(
+            [theta], 1.0, 500, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
+        )
 
         def closure() -> torch.Tensor:
             solver.zero_grad()
@@ -285,7 +289,9 @@ def test_bad_input(selector, pool, message):
         selector.select(pool, 2, rng())
 
 
-@pytest.mark.parametrize("setting", [{"outer_steps": 0}, {"neumann": -1}, {"inner_rate": math.inf}, {"sparsity": -1.0}])
+@pytest.mark.parametrize(
+    "setting", [{"outer_steps": 0}, {"neumann": -1}, {"inner_rate": math.inf}, {"sparsity": -1.0}]
+)
 def test_bad_settings(setting):
     with pytest.raises(ValueError, match=f"BCSR: {next(iter(setting))}"):
         BCSR(**setting)
