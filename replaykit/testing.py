@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from replaykit.buffer import Buffer
 from replaykit.plan import FunctionPolicy, Plan, Policy
+from replaykit.probe import Probe
 from replaykit.store import WIDTH, Batch, IntArray, Store
 
 AnyPolicy: TypeAlias = Policy | Callable[[Batch, Store, np.random.Generator], Plan]
@@ -39,7 +40,7 @@ def check_policy(
     capacity: int = 12,
     rows: int = 120,
     cut_invariant: bool = False,
-    make_probe: Callable[[nn.Module, Batch], Any] | None = None,
+    make_probe: Callable[[nn.Module], Any] | None = None,
     make_model: Callable[[], nn.Module] | None = None,
 ) -> None:
     """Check that a policy keeps every promise of the contract.
@@ -51,7 +52,8 @@ def check_policy(
         capacity: slots of the memories, at least 4.
         rows: length of the stream; choose it several times the capacity.
         cut_invariant: also promise the same memory however the stream is cut into batches.
-        make_probe: gives the probe of a batch under a model, for policies that need one.
+        make_probe: gives the probe of a model, by default ``Probe(model, prepare=Tensor.float)`` for policies
+            that need one.
         make_model: gives that model, by default `example_model`.
 
     Raises:
@@ -112,7 +114,7 @@ class Trial:
     stream: Batch
     capacity: int
     cut_invariant: bool
-    make_probe: Callable[[nn.Module, Batch], Any] | None
+    make_probe: Callable[[nn.Module], Any] | None
     make_model: Callable[[], nn.Module]
 
     def __len__(self) -> int:
@@ -135,9 +137,16 @@ class Trial:
             start, turn = end, turn + 1
 
     def add(self, buffer: Buffer, batch: Batch, model: nn.Module | None = None) -> int:
-        if self.make_probe is None:
-            return buffer.add(batch)
-        return buffer.add(batch, self.make_probe(model or self.make_model(), batch))
+        return buffer.add(batch, self.probe(model))
+
+    def probe(self, model: nn.Module | None = None) -> Any:
+        """The probe of a model, or None for policies that need none."""
+        if self.make_probe is not None:
+            return self.make_probe(model or self.make_model())
+        policy = self.policy()
+        if isinstance(policy, Policy) and policy.needs:
+            return Probe(model or self.make_model(), prepare=Tensor.float)
+        return None
 
     def feed(self, buffer: Buffer, start: int = 0, stop: int | None = None) -> Buffer:
         for batch in self.batches(start, stop):
@@ -196,6 +205,7 @@ class _Watched(Policy):
     def __init__(self, inner: Policy, look: Callable[[Plan, Batch, Store], None]) -> None:
         self.inner, self.look = inner, look
         self.needs, self.columns = inner.needs, inner.columns
+        self.__name__ = getattr(inner, "__name__", type(inner).__name__)
 
     def plan(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Any = None) -> Plan:
         plan = self.inner.plan(arrivals, store, rng, probe)
@@ -346,7 +356,7 @@ def global_generators_are_left_alone(trial: Trial) -> None:
 
     buffer = trial.buffer()
     for batch in trial.batches():
-        probe = None if trial.make_probe is None else trial.make_probe(trial.make_model(), batch)
+        probe = trial.probe()
         before = states()
         buffer.add(batch, probe)
         if len(buffer):
@@ -447,9 +457,8 @@ def bad_batches_change_nothing(trial: Trial) -> None:
         plain, offended = (trial.feed(trial.buffer(), 0, stop) for _ in range(2))
         for what, bad in _bad_batches(trial, stop):
             before = offended.state_dict()
-            probe = None if trial.make_probe is None else trial.make_probe(trial.make_model(), trial.rows(0, 4))
             try:
-                offended.add(bad, probe)
+                offended.add(bad, trial.probe())
             except (ValueError, TypeError, KeyError):
                 kept = same(offended.state_dict(), before)
                 promised(kept, f"a batch with {what} leaves the memory as it was")

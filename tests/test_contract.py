@@ -309,7 +309,7 @@ class Scoring(Keep):
         return plan
 
 
-def careful(model: nn.Module, batch: Batch) -> Callable[[Batch], torch.Tensor]:
+def careful(model: nn.Module) -> Callable[[Batch], torch.Tensor]:
     modes = {module: module.training for module in model.modules()}
 
     def losses(rows: Batch) -> torch.Tensor:
@@ -323,11 +323,11 @@ def careful(model: nn.Module, batch: Batch) -> Callable[[Batch], torch.Tensor]:
     return losses
 
 
-def leaves_eval_mode(model: nn.Module, batch: Batch) -> Callable[[Batch], torch.Tensor]:
+def leaves_eval_mode(model: nn.Module) -> Callable[[Batch], torch.Tensor]:
     return lambda rows: model.eval()(rows["x"]).logsumexp(1).detach()
 
 
-def updates_statistics(model: nn.Module, batch: Batch) -> Callable[[Batch], torch.Tensor]:
+def updates_statistics(model: nn.Module) -> Callable[[Batch], torch.Tensor]:
     def losses(rows: Batch) -> torch.Tensor:
         modes = [module.training for module in model.modules()]
         out = model.train()(rows["x"].repeat(2, 1, 1, 1)).logsumexp(1).detach()[: len(rows["id"])]
@@ -338,17 +338,29 @@ def updates_statistics(model: nn.Module, batch: Batch) -> Callable[[Batch], torc
     return losses
 
 
-def leaves_gradients(model: nn.Module, batch: Batch) -> Callable[[Batch], torch.Tensor]:
+def leaves_gradients(model: nn.Module) -> Callable[[Batch], torch.Tensor]:
     def losses(rows: Batch) -> torch.Tensor:
-        careful(model, batch)(rows)
+        careful(model)(rows)
         next(model.parameters()).grad = torch.zeros_like(next(model.parameters()))
-        return careful(model, batch)(rows)
+        return careful(model)(rows)
 
     return losses
 
 
+class ByLoss(Keep):
+    """Asks the probe of the library."""
+
+    needs = ("losses",)
+
+    def plan(self, arrivals, store, rng, probe=None):
+        plan = super().plan(arrivals, store, rng)
+        plan.columns = {"score": probe.losses(arrivals)[torch.from_numpy(plan.source)]}
+        return plan
+
+
 def test_policies_with_a_probe() -> None:
     check_policy(Scoring, make_probe=careful)
+    check_policy(ByLoss)
 
 
 @pytest.mark.parametrize(
