@@ -129,23 +129,9 @@ class Probe:
             views: functions of raw ``x`` [n, ...], each used once, or one random function, used `times` times.
                 A view that draws from a global generator starts from its present state, which is put back.
         """
-        views = self.views if views is None else views
         if views is None:
-            raise ValueError("uncertainty needs perturbed copies: give views, here or to the Probe")
-        copies = [views] * times if callable(views) else list(views)
-        if not copies:
-            raise ValueError("uncertainty needs at least one view, got none")
-
-        def count(part: Batch, _: tuple[Any, ...]) -> Tensor:
-            total = torch.zeros(())
-            for view in copies:
-                outputs = self.model(*self._inputs({**part, "x": view(part["x"])}))
-                winner = nn.functional.one_hot(outputs.argmax(1), outputs.shape[1])
-                total = total.to(outputs) + torch.stack([winner.to(outputs), outputs.softmax(1)], 1)
-            return total
-
-        counted = self._rows(batch, count)
-        return counted[:, 0].round().long(), counted[:, 1] / len(copies)
+            return self._once(f"votes of {times}", batch, lambda: self._votes(batch, self.views, times))
+        return self._votes(batch, views, times)
 
     def uncertainty(self, batch: Batch, views: Sequence[View] | View | None = None, times: int = 12) -> Tensor:
         """1 - (votes of the winning class) / (number of copies), float64 [n]; see `votes`.
@@ -170,10 +156,7 @@ class Probe:
     # -- inside -----------------------------------------------------------------------------------
 
     def _once(self, name: str, batch: Batch, compute: Callable[[], Answer]) -> Answer:
-        if self._structure.changed():
-            self._structure = Structure(self.model)
-            if self._cache is not None:
-                self._cache.clear()
+        self._notice_changes()
         if self._cache is None:
             return compute()
         key = (name, id(batch))
@@ -183,8 +166,15 @@ class Probe:
         answer: Answer = self._cache[key][1]
         return answer
 
+    def _notice_changes(self) -> None:
+        if self._structure.changed():
+            self._structure = Structure(self.model)
+            if self._cache is not None:
+                self._cache.clear()
+
     def _rows(self, batch: Batch, answer: Callable[[Batch, tuple[Any, ...]], Tensor]) -> Tensor:
         """Answers of all rows, chunk by chunk, in evaluation mode and without gradients."""
+        self._notice_changes()
         n, structure = row_count(batch), self._structure
         device = next((value.device for value in structure.parameters.values()), torch.device("cpu"))
         objective = Objective(structure, self.loss, self._inputs, Layout({}))
@@ -198,6 +188,26 @@ class Probe:
                     answers.append((part.to(device), answer(taken, objective.arguments(taken))))
         return _joined(answers, n)
 
+    def _votes(self, batch: Batch, views: Sequence[View] | View | None, times: int) -> tuple[Tensor, Tensor]:
+        if views is None:
+            raise ValueError("uncertainty needs perturbed copies: give views, here or to the Probe")
+        copies = [views] * times if callable(views) else list(views)
+        if not copies:
+            raise ValueError("uncertainty needs at least one view, got none")
+        if row_count(batch) == 0:
+            return torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 1)
+
+        def count(part: Batch, _: tuple[Any, ...]) -> Tensor:
+            total = torch.zeros(())
+            for view in copies:
+                outputs = self.model(*self._inputs({**part, "x": view(part["x"])}))
+                winner = nn.functional.one_hot(outputs.argmax(1), outputs.shape[1])
+                total = total.to(outputs) + torch.stack([winner.to(outputs), outputs.softmax(1)], 1)
+            return total
+
+        counted = self._rows(batch, count)
+        return counted[:, 0].round().long(), counted[:, 1] / len(copies)
+
     def _features(self, batch: Batch, args: tuple[Any, ...]) -> Tensor:
         source, n = self.feature_source, row_count(batch)
         if source is not None and not isinstance(source, str):
@@ -205,13 +215,14 @@ class Probe:
         seen: list[Tensor] = []
         if source is None:
             name = find_head(self._structure, args, n)
-            with entering(self._structure.modules[name], seen.append):
+            with entering(self._structure.modules[name], lambda value: seen.append(value.clone())):
                 self.model(*args)
             return _vectors(seen[-1] if seen else None, n, f"what enters the last layer {name!r}")
         if source not in self._structure.modules:
             raise ValueError(f"the model has no module {source!r} to take features from")
         module = self._structure.modules[source]
-        handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
+        # A copy: what comes next may write to it in place.
+        handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output.clone()))
         try:
             self.model(*args)
         finally:

@@ -158,6 +158,11 @@ def _load_forward_mode() -> None:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Attention in elementary operations: the fused kernels have no forward-mode derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    """Attention in elementary operations: fused ones cannot be mapped over, nor derived in forward mode."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

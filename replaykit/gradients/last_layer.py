@@ -60,7 +60,7 @@ def last_layer_gradients(
     with scoring(structure, mode, gradients=False):
         for rows in together(n, groups):
             for part in cut(rows, rows_per_pass(objective, batch, rows, like.device, limit)):
-                head, blocks = _pass(objective, take(batch, part), part, like.device, layer)
+                head, blocks = _pass(objective, batch, part, like.device, layer)
                 heads.add(head)
                 chunks.append((part.to(like.device), blocks))
     shapes = {
@@ -73,7 +73,7 @@ def _pass(
     objective: Objective, batch: Batch, rows: Tensor, device: torch.device, layer: str | None
 ) -> tuple[str, Blocks]:
     """Name of the last layer, and the factors of some rows."""
-    batch = moved(batch, device)
+    batch = moved(batch if len(rows) == row_count(batch) else take(batch, rows), device)
     args, n = objective.arguments(batch), row_count(batch)
     name = find_head(objective.structure, args, n) if layer is None else layer
     module = _linear(objective.structure, name)
