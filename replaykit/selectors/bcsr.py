@@ -7,7 +7,7 @@ A few gradient steps follow θ*(w); the derivative of F through θ* comes from a
 of R is -λ times the frequency with which an entry is among the k largest.
 
 Source: Hao, Ji and Liu, Bilevel Coreset Selection in Continual Learning: A New Formulation and Algorithm,
-NeurIPS 2023, Algorithm 1.
+NeurIPS 2023, and its released code.
 Weights returned: ones. Order: descending w, ties to the smallest row; then, if fewer than k weights are
 positive, ascending derivative.
 Cost: outer_steps · (inner_steps + neumann + 3) passes over the pool. Bytes: the problem's own.
@@ -32,11 +32,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad, jvp
 
 from replaykit.draws import distinct, weighted
 from replaykit.selectors.pool import Pool, Selection, finite, take_count
-from replaykit.selectors.problem import Parameters, Problem, linear_problem
+from replaykit.selectors.problem import InnerLoss, Parameters, Problem, linear_problem
 from replaykit.selectors.simplex import project_simplex
 
 
@@ -116,9 +115,9 @@ class BCSR:
         delta = 0.1 / n if self.smoothing is None else self.smoothing
         for _ in range(self.outer_steps):
             for _ in range(self.inner_steps):
-                step = self._gradient(problem, parameters, w, n, rng)
+                step = self._gradient(problem, parameters, w, rng)
                 parameters = add(parameters, step, -self.inner_rate)
-            derivative = self._derivative(problem, parameters, w, n, rng)
+            derivative = self._derivative(problem, parameters, w, rng)
             finite(derivative, "BCSR", "the derivative")
             if penalty is None:
                 penalty = self.sparsity * float(derivative.abs().median())
@@ -133,35 +132,20 @@ class BCSR:
         return w, derivative
 
     def _gradient(
-        self, problem: Problem, parameters: Parameters, w: Tensor, n: int, rng: np.random.Generator
+        self, problem: Problem, parameters: Parameters, w: Tensor, rng: np.random.Generator
     ) -> Parameters:
-        """Gradient of the inner loss Σ w_i l_i, or its estimate from a batch."""
-        gradient: Parameters = grad(self._weighted(problem, w, n, rng))(parameters)
-        return gradient
+        """Gradient of Σ w_i l_i, or its estimate from a batch."""
+        return InnerLoss(problem, parameters, w, self._batch(w, rng)).gradient()
 
-    def _weighted(
-        self, problem: Problem, w: Tensor, n: int, rng: np.random.Generator
-    ) -> Callable[[Parameters], Tensor]:
-        rows = self._batch(n, w.device, rng)
-        scaled = w.index_select(0, rows) * (n / len(rows))
-
-        def value(parameters: Parameters) -> Tensor:
-            losses = problem.losses(parameters, rows)
-            return losses @ scaled.to(losses.dtype)
-
-        return value
-
-    def _derivative(
-        self, problem: Problem, parameters: Parameters, w: Tensor, n: int, rng: np.random.Generator
-    ) -> Tensor:
+    def _derivative(self, problem: Problem, parameters: Parameters, w: Tensor, rng: np.random.Generator) -> Tensor:
         """dF/dw_i = -⟨∇l_i, H⁻¹ ∇F⟩ by a Neumann series, [n]."""
         inner = w.softmax(0) if self.compat else w
-        uniform = torch.full_like(w, 1 / n)
-        v = self._gradient(problem, parameters, uniform, n, rng)
+        v = self._gradient(problem, parameters, torch.full_like(w, 1 / len(w)), rng)
         first, u = size(v), v
+        whole = InnerLoss(problem, parameters, inner, torch.arange(len(w), device=w.device))
         for _ in range(self.neumann):
-            product = hessian_product(self._weighted(problem, inner, n, rng), parameters, v)
-            v = add(v, product, -self.inner_rate)
+            part = whole if self.batch is None else InnerLoss(problem, parameters, inner, self._batch(w, rng))
+            v = add(v, part.hessian_product(v), -self.inner_rate)
             u = add(u, v, 1.0)
         # A factor of 2 and more per term means inner_rate · |H| > 1 beyond any use (or > 3 if H is positive).
         if not size(v) <= 2**self.neumann * first:
@@ -169,17 +153,15 @@ class BCSR:
                 f"BCSR: the Neumann series grows from {first:.1e} to {size(v):.1e} in {self.neumann} terms; lower "
                 f"inner_rate ({self.inner_rate}) below 2 / |H|, or look for NaN in the losses"
             )
-        everything = torch.arange(n, device=w.device)
-        slopes = jvp(lambda p: problem.losses(p, everything), (parameters,), (u,))[1]
-        derivative: Tensor = -slopes.double()
+        derivative = -whole.slopes(u)
         if not self.compat:
             return self.inner_rate * derivative
         return inner * (derivative - inner @ derivative)
 
-    def _batch(self, n: int, device: torch.device, rng: np.random.Generator) -> Tensor:
-        if self.batch is None or self.batch >= n:
-            return torch.arange(n, device=device)
-        return torch.from_numpy(distinct(n, self.batch, rng)).to(device)
+    def _batch(self, w: Tensor, rng: np.random.Generator) -> Tensor:
+        if self.batch is None or self.batch >= len(w):
+            return torch.arange(len(w), device=w.device)
+        return torch.from_numpy(distinct(len(w), self.batch, rng)).to(w.device)
 
     def _rows(self, w: Tensor, derivative: Tensor, k: int, rng: np.random.Generator) -> Tensor:
         """Rows [k]: positive weights first, then the most promising of the others."""
@@ -199,12 +181,6 @@ def top_frequency(w: Tensor, k: int, delta: float, draws: int, rng: np.random.Ge
     noise = torch.from_numpy(rng.standard_normal((draws, len(w)))).to(w)
     top = (w + delta * noise).topk(min(k, len(w)), dim=1).indices
     return torch.bincount(top.flatten(), minlength=len(w)).double() / draws
-
-
-def hessian_product(value: Callable[[Parameters], Tensor], at: Parameters, v: Parameters) -> Parameters:
-    """The Hessian of a function of parameters times v, forward over reverse."""
-    product: Parameters = jvp(grad(value), (at,), (v,))[1]
-    return product
 
 
 def add(x: Parameters, y: Parameters, factor: float) -> Parameters:

@@ -6,7 +6,7 @@ The support grows by the row whose weight has the most negative derivative of th
 of all candidates come from one implicit system (see `proxy`).
 
 Source: Borsos, Mutny and Krause, Coresets via Bilevel Optimization for Continual Learning and Streaming,
-NeurIPS 2020, Algorithm 1, and its released code.
+NeurIPS 2020, and its released code.
 Weights returned: ones without weight optimisation (as in the published continual-learning runs), else the
 optimised ones, scaled to mean 1.
 Cost per row of the coreset: the inner fit, O(iterations m^2 c) on the host, and one product with the kernel
@@ -81,8 +81,10 @@ class Bilevel:
     compat: bool = False
     tolerance: float = 1e-7
     max_bytes: int = MAX_BYTES
+    needs: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.needs = (self.quantity,)
         name = type(self).__name__
         if not 0 < self.ridge < math.inf:
             raise ValueError(f"{name}: ridge must be positive and finite, got {self.ridge}")
@@ -93,10 +95,6 @@ class Bilevel:
             )
         if self.candidates is None and self.compat:
             self.candidates = COMPAT_CANDIDATES
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (self.quantity,)
 
     def select(self, pool: Pool, k: int, rng: np.random.Generator) -> Selection:
         """min(k, n) rows of the pool in greedy order, and their weights.

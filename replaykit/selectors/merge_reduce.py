@@ -4,9 +4,9 @@ A slot holds a coreset of size / slots rows and counts the batches that it stand
 reduced to a slot of its own; when there is one slot too many, two neighbours are merged and reduced again.
 The counts grow like those of a binary counter, so a row is re-selected O(log batches) times.
 
-Source: Borsos, Mutny and Krause, Coresets via Bilevel Optimization, NeurIPS 2020, section 3.3, and the
+Source: Borsos, Mutny and Krause, Coresets via Bilevel Optimization, NeurIPS 2020, and the
 released `cl_streaming`. In a merge each row counts as many times in the outer loss as its slot has batches
-(this keeps old classes, see there); the published runs also replay it with that weight.
+(otherwise the newest rows take over); the published runs also replay it with that weight.
 Works on row numbers: the rows themselves stay where they are. At most `size` rows are kept.
 """
 

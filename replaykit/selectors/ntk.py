@@ -1,6 +1,6 @@
 """Neural tangent kernels of wide ReLU networks, in closed form.
 
-Source: Borsos, Mutny and Krause, Coresets via Bilevel Optimization, NeurIPS 2020, section 5 and appendix (the
+Source: Borsos, Mutny and Krause, Coresets via Bilevel Optimization, NeurIPS 2020 (the
 proxies of the experiments); the recursion is that of Jacot et al. 2018, of Arora et al. 2019 for convolutions.
 Parametrisation "ntk": weights of standard deviation 1 / sqrt(fan in), biases of `bias_std`.
 

@@ -1,7 +1,7 @@
 """Inner problems as functions of parameters: what a bilevel selector differentiates.
 
 A `Problem` is a dictionary of parameters to start from and a function from such a dictionary and row
-numbers to per-row losses. It must be differentiable twice by `torch.func`.
+numbers to per-row losses, differentiable twice. `InnerLoss` is its weighted sum with the graph to do so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,49 @@ class Problem(NamedTuple):
 
     parameters: Parameters
     losses: Callable[[Parameters, Tensor], Tensor]
+
+
+class InnerLoss:
+    """Σ w_i l_i(θ) over some rows, times n / rows so that a batch estimates the whole.
+
+    One forward and one backward pass when built, one backward pass per product. No `.grad` is written.
+
+    Args:
+        parameters: θ.
+        w: weights of all rows [n].
+        rows: those that are summed [b].
+    """
+
+    def __init__(self, problem: Problem, parameters: Parameters, w: Tensor, rows: Tensor) -> None:
+        with torch.enable_grad():
+            self._names = list(parameters)
+            self._leaves = [value.detach().requires_grad_() for value in parameters.values()]
+            self._weight = w.index_select(0, rows).detach().requires_grad_()
+            losses = problem.losses(dict(zip(self._names, self._leaves, strict=True)), rows)
+            self._scale = len(w) / len(rows)
+            value = (losses.double() @ self._weight) * self._scale
+            self._gradient = torch.autograd.grad(
+                value, self._leaves, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+
+    def gradient(self) -> Parameters:
+        return {name: g.detach() for name, g in zip(self._names, self._gradient, strict=True)}
+
+    def hessian_product(self, v: Parameters) -> Parameters:
+        """The Hessian in θ times v."""
+        product = self._backward(self._leaves, v)
+        return dict(zip(self._names, product, strict=True))
+
+    def slopes(self, u: Parameters) -> Tensor:
+        """⟨∇l_i, u⟩ of every row, float64 [b]."""
+        # The gradient is linear in the weights, so its derivative in a weight is that row's gradient.
+        return self._backward([self._weight], u)[0] / self._scale
+
+    def _backward(self, inputs: list[Tensor], v: Parameters) -> tuple[Tensor, ...]:
+        directions = [v[name] for name in self._names]
+        return torch.autograd.grad(
+            self._gradient, inputs, directions, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
 
 
 def linear_problem(quantity: str = "features") -> Callable[[Pool], Problem]:

@@ -6,7 +6,7 @@ Per class the candidates are sorted by u and k / classes equally spaced ones are
 over (from rounding, and from classes with fewer rows than their share) go to random other rows.
 
 Source: Bang, Kim, Yoo, Ha and Choi, Rainbow Memory: Continual Learning with a Memory of Diverse Samples,
-CVPR 2021, section 3, and its released code.
+CVPR 2021, and its released code.
 Weights returned: ones. Order: class by class in ascending label, within a class ascending in u, then the
 random rows.
 Cost: O(n log n), and T forward passes over the pool for the uncertainty (`uncertainty_from_votes`).
@@ -22,8 +22,8 @@ Departures:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -69,16 +69,12 @@ class Rainbow:
     quantity: str = "uncertainty"
     random_first: bool = False
     compat: bool = False
-    #: Name of the pool's quantity that marks rows of the memory.
-    STORED: ClassVar[str] = "stored"
+    needs: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.compat:
             self.spacing, self.random_first = release_ranks, True
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (self.quantity, self.STORED) if self.random_first else (self.quantity,)
+        self.needs = (self.quantity, "stored") if self.random_first else (self.quantity,)
 
     def select(self, pool: Pool, k: int, rng: np.random.Generator) -> Selection:
         """min(k, n) rows and weights of 1.
@@ -93,7 +89,7 @@ class Rainbow:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
         device = pool.y.device
         y = pool.y.cpu().numpy()
-        if self.random_first and not bool(pool.tensor(self.STORED).any()):
+        if self.random_first and not bool(pool.tensor("stored").any()):
             order = rng.permutation(pool.n)
             rows = spaced(y[order], order, k, _first_ranks, rng)
         else:

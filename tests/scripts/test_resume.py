@@ -18,11 +18,9 @@ QUICK = ["--per-class", "30", "--memory", "40", "--checkpoint-every", "4"]  # fi
 
 # Momentum, augmentation, a retrieval, a stream loss and a policy's own state: each must come back.
 CUT = {
-    "er": ["--strategy", "er", "--policy", "reservoir", "--momentum", "0.9"],
-    "er_apart": ["--strategy", "er", "--no-joint-forward", "--policy", "random_key", "--augment"],
+    "er_apart": ["--strategy", "er", "--no-joint-forward", "--policy", "random_key", "--momentum", "0.9"],
     "er_ace": ["--strategy", "er_ace", "--policy", "class_balanced", "--retrieval", "class_balanced"],
     "derpp": ["--strategy", "derpp", "--policy", "partitioning", "--augment", "--eval-every", "5"],
-    "sgd": ["--strategy", "sgd", "--epochs", "2", "--momentum", "0.9", "--augment"],
 }
 # The third checkpoint is that of iteration 8, in the second task; with a period of a thousand, that of task 3.
 WANDB = [*QUICK, "--name", "wandb", "--logger", "wandb", "--wandb-mode", "offline"]

@@ -7,7 +7,7 @@ from reference import bilevel as reference
 
 from replaykit.selectors import RBF, Bilevel, CrossEntropy, FullyConnectedNTK, Linear, Pool, SquaredError
 from replaykit.selectors.gram import DenseGram
-from replaykit.selectors.newton import fit, solve
+from replaykit.selectors.newton import conjugate_gradients, factored, fit, solve
 from replaykit.selectors.pool import Dense
 from replaykit.selectors.proxy import Representer
 
@@ -136,16 +136,48 @@ def test_cross_entropy_is_stationary(ridge):
     torch.testing.assert_close(kernel @ other, predictions.detach(), atol=1e-4, rtol=1e-4)
 
 
-def test_conjugate_gradients_solve_the_dense_system():
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
+@pytest.mark.parametrize("width", [0.5, 20.0])  # the kernel close to the identity, and close to rank one
+def test_two_solvers_of_the_newton_system(loss, width):
+    ours, plain = LOSSES[loss]
     pool = random_pool(15)
-    kernel, loss = RBF(2.0)(pool.tensor("x")), CrossEntropy()
+    kernel = RBF(width)(pool.tensor("x"))
     g = torch.Generator().manual_seed(0)
     predictions, rhs = torch.randn(2, 15, 3, dtype=torch.float64, generator=g)
-    curvature = loss.curvature(predictions, pool.weight)
-    x, gram_x, left = solve(kernel, curvature, 0.05, rhs, 1e-12)
-    torch.testing.assert_close(0.05 * x + curvature(kernel @ x), rhs, atol=1e-8, rtol=0)
-    torch.testing.assert_close(gram_x, kernel @ x, atol=1e-9, rtol=0)
+    weight = pool.weight.clone()
+    weight[4] = 0
+    curvature = ours.curvature(predictions, weight)
+    blocks = plain.curves(predictions, rhs) * weight[:, None, None]
+    dense = 0.05 * torch.eye(45).double() + torch.einsum("icd,ij->icjd", blocks, kernel).reshape(45, 45)
+    exact = torch.linalg.solve(dense, rhs.flatten()).reshape(15, 3)
+    x, gram_x = factored(kernel, curvature, 0.05, rhs)
+    torch.testing.assert_close(x, exact, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(gram_x, kernel @ x)
+    x, gram_x, left = conjugate_gradients(kernel, curvature, 0.05, rhs, 1e-12)
+    torch.testing.assert_close(gram_x, kernel @ exact, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(gram_x, kernel @ x, atol=1e-8, rtol=1e-8)
     assert left <= 1e-12
+
+
+def test_both_solvers_select_alike(monkeypatch):
+    pool = random_pool(60, seed=5)
+    chosen = []
+    for limit in (0, 1000):
+        monkeypatch.setattr("replaykit.selectors.newton.DIRECT", limit)
+        rows, weights = Bilevel(max_outer=2).select(pool, 25, np.random.default_rng(0))
+        chosen.append((rows.tolist(), weights))
+    assert chosen[0][0] == chosen[1][0]
+    torch.testing.assert_close(chosen[0][1], chosen[1][1], atol=1e-4, rtol=0)
+
+
+def test_factors_take_over_where_conjugate_gradients_give_up():
+    pool = random_pool(120)
+    kernel, loss = RBF(3.0)(pool.tensor("x")), CrossEntropy()
+    curvature = loss.curvature(torch.zeros(120, 3).double(), pool.weight)
+    rhs = loss.residuals(torch.zeros(120, 3).double(), loss.targets(pool.y, None))
+    assert conjugate_gradients(kernel, curvature, 1e-5, rhs, 1e-12)[2] > 1e-12  # after 300 steps
+    x, gram_x = solve(kernel, curvature, 1e-5, rhs, 1e-12)
+    assert float((1e-5 * x + curvature(gram_x) - rhs).norm() / rhs.norm()) < 1e-6
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
