@@ -98,9 +98,8 @@ class Buffer:
         return self.store.read(self.store.filled, [name])[name]
 
     def __repr__(self) -> str:
-        policy = getattr(self.policy, "__name__", type(self.policy).__name__)
         return (
-            f"Buffer({len(self)} of {self.capacity} rows, {policy}, seen {self.seen}, "
+            f"Buffer({len(self)} of {self.capacity} rows, {self._policy_name}, seen {self.seen}, "
             f"columns {list(self.store.columns)}, {self.nbytes:,} bytes on {self.device})"
         )
 
@@ -129,9 +128,8 @@ class Buffer:
         try:
             plan = self.policy.plan(batch, self.store, self.rng, probe)
         except (ValueError, KeyError, TypeError) as error:
-            name = getattr(self.policy, "__name__", type(self.policy).__name__)
             message = error.args[0] if error.args else error
-            raise type(error)(f"{name}: {message} [batch {describe(batch)}]") from error
+            raise type(error)(f"{self._policy_name}: {message} [batch {describe(batch)}]") from error
         if plan is not NOTHING:
             self._apply(plan, batch, direct)
         self.store.seen += n
@@ -210,6 +208,11 @@ class Buffer:
         self.rng, self.draws = rng, draws
 
     # -- inside -----------------------------------------------------------------------------------
+
+    @property
+    def _policy_name(self) -> str:
+        """For people: the function's own name where the policy is one."""
+        return getattr(self.policy, "__name__", type(self.policy).__name__)
 
     def _check_values(self, batch: Batch) -> None:
         for name, value in batch.items():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replaykit.store import Batch, IntArray, Store
+from replaykit.store import Batch, IntArray, Store, check_capacity
 
 if TYPE_CHECKING:
     from replaykit.probe import Probe
@@ -158,3 +158,33 @@ def weights(arrivals: Batch, column: str = "weight") -> NDArray[np.float64]:
             f"{int(wrong.argmax())}; leave such rows out of the batch"
         )
     return array
+
+
+def check_book(rows: int, store: Store) -> None:
+    """Refuse to plan for a store that is not the one that a policy's own book of `rows` rows describes."""
+    if rows != len(store):
+        raise ValueError(
+            f"this policy keeps the book of {rows} rows, the memory has {len(store)}; "
+            "give every Buffer a policy object of its own"
+        )
+
+
+def check_growth(store: Store, capacity: int, grow: str, ways: tuple[str, ...] = ("naive",)) -> None:
+    """Refuse a way of growing that a policy does not have, and growing without one.
+
+    While no row was dropped growing is exact and needs no name.
+    """
+    if grow not in ("forbid", *ways):
+        raise ValueError(f"grow is {_either(('forbid', *ways))} here, got {grow!r}")
+    dropped = store.seen - len(store)
+    if check_capacity(capacity) > store.capacity and dropped and grow == "forbid":
+        raise ValueError(
+            f"growing from {store.capacity} to {capacity} slots cannot bring back the {dropped} rows that were "
+            f"dropped; pass grow={_either(ways)} (the bias is documented), or build a new memory"
+        )
+
+
+def _either(names: tuple[str, ...]) -> str:
+    """'a', 'b' or 'c'."""
+    *first, last = map(repr, names)
+    return f"{', '.join(first)} or {last}" if first else last

@@ -283,6 +283,8 @@ class Store:
     def read(self, slots: IntArray, names: Iterable[str] | None = None) -> Batch:
         """Copy of the rows of `slots`, in that order.
 
+        On the CPU, and while no slot was emptied, negative slots count back from the last filled one.
+
         Raises:
             KeyError: an unknown column.
             IndexError: a slot that is empty or does not exist.

@@ -24,8 +24,8 @@ def command(defaults: Config) -> None:
 
     try:
         Experiment(config).run()
-    except (ValueError, OSError, RuntimeError, TypeError) as error:
-        if isinstance(error, (TypeError, RuntimeError)) and type(error) is not RuntimeError:
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,3 +146,23 @@ def no_warnings() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     assert not caught, [str(warning.message) for warning in caught]
+
+
+STREAMS = {
+    "unlabelled": unlabelled,
+    "classic": classic,
+    "task labels": partial(classic, task_labels=True),
+    "renumbered": partial(classic, class_ids_from_zero_from_first_exp=True),
+    "several": several,
+    "joined": joined,
+    "numbers": numbers,
+}
+
+
+def minibatches(benchmark: Any, size: int, epochs: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and labels of a benchmark's training stream, in order, as a bare loop would read them."""
+    for experience in benchmark.train_stream:
+        whole_x, whole_y = zip(*experience.dataset, strict=True)
+        for _ in range(epochs):
+            for i in range(0, len(whole_x), size):
+                yield torch.stack(whole_x[i : i + size]), torch.stack(whole_y[i : i + size])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replaykit.plan import Plan
+from replaykit.plan import Plan, check_book
 from replaykit.store import IntArray, Store
 
 
@@ -84,7 +84,7 @@ class GrowingRings:
     # -- inside -----------------------------------------------------------------------------------
 
     def _check(self, groups: list[int], store: Store) -> None:
-        check_book(sum(map(len, self.rings.values())), len(store))
+        check_book(sum(map(len, self.rings.values())), store)
         quota_of(store.capacity, len(self.rings.keys() | set(groups)))
 
     def _welcome(self, group: int, capacity: int) -> list[int]:
@@ -134,12 +134,3 @@ def quota_of(capacity: int, classes: int) -> int:
             f"{classes} classes for {capacity} slots leave a quota of 0; use at least {classes} slots"
         )
     return capacity // classes
-
-
-def check_book(rows: int, stored: int) -> None:
-    """Refuse to plan for a memory that is not the one these rings describe."""
-    if rows != stored:
-        raise ValueError(
-            f"this policy keeps the book of a memory with {rows} rows, the memory has {stored}; "
-            "give every Buffer a policy object of its own"
-        )

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replaykit.plan import NOTHING, Plan, Policy
-from replaykit.policies.reservoir import refusal
+from replaykit.plan import NOTHING, Plan, Policy, check_growth
 from replaykit.store import Batch, IntArray, Store
 
 if TYPE_CHECKING:
@@ -67,10 +66,7 @@ class LargestKeys(Policy):
         return plan
 
     def resize(self, store: Store, capacity: int, rng: np.random.Generator, grow: str = "forbid") -> IntArray:
-        if grow not in ("forbid", "naive"):
-            raise ValueError(f"grow is 'forbid' or 'naive' here, got {grow!r}")
-        if capacity > store.capacity and store.seen > len(store) and grow == "forbid":
-            raise ValueError(refusal(store, capacity, "'naive'"))
+        check_growth(store, capacity, grow)
         self.reset()
         if len(store) <= capacity:
             return np.sort(store.filled)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from replaykit.draws import distinct
-from replaykit.plan import Plan, Policy, row_count
+from replaykit.plan import Plan, Policy, check_growth, row_count
 from replaykit.store import Batch, IntArray, Store
 
 if TYPE_CHECKING:
@@ -85,12 +85,9 @@ class Reservoir(Policy):
         return writers
 
     def resize(self, store: Store, capacity: int, rng: np.random.Generator, grow: str = "forbid") -> IntArray:
-        if grow not in ("forbid", "naive", "bernoulli"):
-            raise ValueError(f"grow is 'forbid', 'naive' or 'bernoulli' here, got {grow!r}")
+        check_growth(store, capacity, grow, ("naive", "bernoulli"))
         keep = stored = len(store)
         if capacity > store.capacity and store.seen > stored:
-            if grow == "forbid":
-                raise ValueError(refusal(store, capacity, "'naive' or 'bernoulli'"))
             if grow == "naive":
                 self.rate = None
             elif self.rate is None and stored:
@@ -133,11 +130,3 @@ def accepted(
             writers[int(outcome)] = row
         outcomes += step
     return writers
-
-
-def refusal(store: Store, capacity: int, ways: str) -> str:
-    """Why a sample cannot grow by itself, for messages."""
-    return (
-        f"growing from {store.capacity} to {capacity} slots cannot bring back the {store.seen - len(store)} "
-        f"rows that were dropped; pass grow={ways} (their bias is documented), or build a new memory"
-    )

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from replaykit.plan import Plan, Policy, labels
-from replaykit.policies.growing_rings import GrowingRings, check_book, quota_of
+from replaykit.plan import Plan, Policy, check_book, labels
+from replaykit.policies.growing_rings import GrowingRings, quota_of
 from replaykit.store import Batch, IntArray, Store
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class _FixedRings:
 
     def plan(self, groups: list[int], store: Store) -> Plan:
         quota = quota_of(store.capacity, self.classes)
-        check_book(sum(min(written, quota) for written in self.written.values()), len(store))
+        check_book(sum(min(written, quota) for written in self.written.values()), store)
         writers: dict[int, int] = {}
         for row, group in enumerate(groups):
             written = self.written.get(group, 0)

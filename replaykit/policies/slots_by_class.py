@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replaykit.store import IntArray, Store, check_capacity
+from replaykit.plan import check_book, check_growth
+from replaykit.store import IntArray, Store
 
 #: A class is a label, or the tuple of labels that a multi-label row carries.
 Label = TypeVar("Label", int, tuple[int, ...])
@@ -125,11 +126,7 @@ class SlotsByClass(Generic[Label]):
 
     def check(self, store: Store) -> None:
         """Refuse to plan for a store that this book does not describe."""
-        if self._total != len(store):
-            raise ValueError(
-                f"this policy keeps the book of {self._total} rows, the memory has {len(store)}; "
-                "give every Buffer a policy object of its own"
-            )
+        check_book(self._total, store)
 
     def check_resize(self, store: Store, capacity: int, grow: str) -> None:
         """Refuse a change of capacity that the memory cannot make.
@@ -138,14 +135,7 @@ class SlotsByClass(Generic[Label]):
             ValueError: the capacity is below 1, or it grows after rows were dropped and `grow` is not "naive".
         """
         self.check(store)
-        if grow not in ("forbid", "naive"):
-            raise ValueError(f"grow is 'forbid' or 'naive' here, got {grow!r}")
-        dropped = store.seen - len(store)
-        if check_capacity(capacity) > store.capacity and dropped and grow == "forbid":
-            raise ValueError(
-                f"growing from {store.capacity} to {capacity} slots cannot bring back the {dropped} rows that "
-                "were dropped; pass grow='naive' (its bias is documented), or build a new memory"
-            )
+        check_growth(store, capacity, grow)
 
     def state_dict(self) -> dict[str, Any]:
         held = self._held

@@ -16,17 +16,15 @@ from avalanche.training.plugins import EvaluationPlugin
 from small_streams import (
     CLASSES,
     DIM,
+    STREAMS,
     Labelled,
     Silent,
     as_classification_dataset,
     benchmark_from_datasets,
     classic,
-    joined,
     naive,
-    numbers,
     parameters,
     rows,
-    several,
     unlabelled,
 )
 from torch import nn
@@ -64,17 +62,7 @@ def both_tasks() -> object:
     return stream
 
 
-STREAMS = {
-    "unlabelled": unlabelled,
-    "classic": classic,
-    "task labels": partial(classic, task_labels=True),
-    "renumbered": partial(classic, class_ids_from_zero_from_first_exp=True),
-    "several": several,
-    "joined": joined,
-    "numbers": numbers,
-    "nested": nested,
-    "both tasks": both_tasks,
-}
+LOADED = {**STREAMS, "nested": nested, "both tasks": both_tasks}
 
 
 def run(data, fast: bool, online: bool, **options):
@@ -101,11 +89,11 @@ def run(data, fast: bool, online: bool, **options):
 )
 @pytest.mark.parametrize(
     ("name", "online"),
-    [(name, False) for name in STREAMS]
+    [(name, False) for name in LOADED]
     + [(name, True) for name in ("unlabelled", "classic", "task labels", "joined", "both tasks")],
 )
 def test_a_run_with_sliced_loading_is_bit_equal_to_one_without(name: str, online: bool, options: dict) -> None:
-    fast, slow = (run(STREAMS[name](), flag, online, **options) for flag in (True, False))
+    fast, slow = (run(LOADED[name](), flag, online, **options) for flag in (True, False))
     assert fast[4] == "sliced" and slow[4] == "per sample: fast_loader=False"
     for ours, theirs in zip(fast[:3], slow[:3], strict=True):
         assert torch.equal(ours, theirs)
@@ -149,9 +137,9 @@ def test_batches_of_avalanches_loaders_are_the_same(make) -> None:
         assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", LOADED)
 def test_rows_of_a_data_set_are_its_samples(name: str) -> None:
-    for experience in STREAMS[name]().train_stream:
+    for experience in LOADED[name]().train_stream:
         dataset = experience.dataset
         columns = tensor_rows(dataset, Kept()).gathered()
         theirs = torch.utils.data.default_collate([dataset[i] for i in range(len(dataset))])

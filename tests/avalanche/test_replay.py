@@ -4,7 +4,6 @@ import copy
 import gc
 import pickle
 import weakref
-from functools import partial
 
 import pytest
 import torch
@@ -14,19 +13,17 @@ from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LwFPlugin
 from small_streams import (
     CLASSES,
     DIM,
+    STREAMS,
     Labelled,
     Spy,
     as_classification_dataset,
     benchmark_from_datasets,
     classic,
-    joined,
     mlp,
     naive,
     no_warnings,
-    numbers,
     parameters,
     rows,
-    several,
     template,
     unlabelled,
 )
@@ -39,15 +36,6 @@ from replaykit.losses import CrossEntropy, DERpp, MSELogits
 from replaykit.retrieval import ClassBalanced
 from replaykit.strategies import DERpp as DERppStrategy
 
-STREAMS = {
-    "unlabelled": unlabelled,
-    "classic": classic,
-    "task labels": partial(classic, task_labels=True),
-    "renumbered": partial(classic, class_ids_from_zero_from_first_exp=True),
-    "several": several,
-    "joined": joined,
-    "numbers": numbers,
-}
 LOSSES = {"joint": lambda: None, "separate": CrossEntropy, "derpp": lambda: DERpp(0.3, 0.5)}
 
 

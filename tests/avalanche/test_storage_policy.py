@@ -15,19 +15,17 @@ from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LwFPlugin, ReplayP
 from PIL import Image
 from small_streams import (
     CLASSES,
+    STREAMS,
     Labelled,
     Spy,
     as_classification_dataset,
     benchmark_from_datasets,
     classic,
-    joined,
     mlp,
     naive,
     no_warnings,
-    numbers,
     parameters,
     rows,
-    several,
     unlabelled,
 )
 from torch import nn
@@ -35,16 +33,6 @@ from torch.utils.data import Dataset, default_collate
 
 from replaykit import Buffer, policies
 from replaykit.avalanche import StoragePolicy
-
-STREAMS = {
-    "unlabelled": unlabelled,
-    "classic": classic,
-    "task labels": partial(classic, task_labels=True),
-    "renumbered": partial(classic, class_ids_from_zero_from_first_exp=True),
-    "several": several,
-    "joined": joined,
-    "numbers": numbers,
-}
 
 
 class Minibatches(Spy):

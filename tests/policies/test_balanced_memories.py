@@ -1,6 +1,5 @@
 """What all class-balanced memories promise: the book, batch cuts, saving, refusals."""
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from replaykit.policies import (
     PartitioningReservoir,
     Reservoir,
 )
+from replaykit.testing import reloaded
 
 POLICIES: dict[str, Callable[[], Any]] = {
     "cbrs": ClassBalancedReservoir,
@@ -49,14 +49,6 @@ def stored_counts(policy: Any) -> dict[int, int]:
     return found
 
 
-def saved(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
-
-
 @every_policy
 @quiet
 @given(y=short_streams, capacity=st.integers(1, 20), cuts=st.lists(st.integers(1, 20), min_size=60, max_size=60))
@@ -84,7 +76,7 @@ def test_a_resumed_memory_goes_on_bit_for_bit(
 ) -> None:
     straight = fed(make(), capacity, y[:at], cut=9, seed=3)
     resumed = Buffer(capacity, make(), seed=77)
-    resumed.load_state_dict(saved(straight.state_dict()))
+    resumed.load_state_dict(reloaded(straight.state_dict()))
     for memory in (straight, resumed):
         feed(memory, y[at:] + y, cut=5)
     assert same(straight, resumed)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_streams import CLASSES, Spy, mlp, naive, parameters, template, unlabelled
+from small_streams import CLASSES, Spy, minibatches, mlp, naive, parameters, template, unlabelled
 from torch import nn
 from torch.nn import functional
 
@@ -23,23 +23,19 @@ def test_every_step_is_the_bare_step(labels: bool) -> None:
 
     model, twin = mlp(), memory()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    for experience in data.train_stream:
-        whole_x, whole_y = zip(*experience.dataset, strict=True)
-        for _ in range(epochs):
-            for i in range(0, len(whole_x), 5):
-                x, y = torch.stack(whole_x[i : i + 5]), torch.stack(whole_y[i : i + 5])
-                z = model(x)
-                loss = functional.cross_entropy(z, y)
-                if len(twin):
-                    m = twin.sample(7)
-                    loss = loss + 0.4 * functional.mse_loss(model(m["x"]), m["logits"])
-                    if labels:
-                        m = twin.sample(7)
-                        loss = loss + 0.6 * functional.cross_entropy(model(m["x"]), m["y"])
-                sgd.zero_grad()
-                loss.backward()
-                sgd.step()
-                twin.add({"x": x, "y": y, "logits": z.detach()})
+    for x, y in minibatches(data, 5, epochs):
+        z = model(x)
+        loss = functional.cross_entropy(z, y)
+        if len(twin):
+            m = twin.sample(7)
+            loss = loss + 0.4 * functional.mse_loss(model(m["x"]), m["logits"])
+            if labels:
+                m = twin.sample(7)
+                loss = loss + 0.6 * functional.cross_entropy(model(m["x"]), m["y"])
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        twin.add({"x": x, "y": y, "logits": z.detach()})
     torch.testing.assert_close(parameters(strategy.model), parameters(model), atol=1e-6, rtol=0)
     for name in ("x", "y", "logits"):
         torch.testing.assert_close(strategy.replay.buffer[name], twin[name], atol=1e-6, rtol=0)

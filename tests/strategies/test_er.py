@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from avalanche.training.plugins import EWCPlugin
-from small_streams import CLASSES, Spy, mlp, no_warnings, parameters, rows, template, unlabelled
+from small_streams import CLASSES, Spy, minibatches, mlp, no_warnings, parameters, rows, template, unlabelled
 from torch import nn
 from torch.nn import functional
 
@@ -28,25 +28,21 @@ def test_every_step_is_the_bare_step(joint: bool) -> None:
 
     model, twin = mlp(), memory()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    for experience in data.train_stream:
-        whole_x, whole_y = zip(*experience.dataset, strict=True)
-        for _ in range(epochs):
-            for i in range(0, len(whole_x), 5):
-                x, y = torch.stack(whole_x[i : i + 5]), torch.stack(whole_y[i : i + 5])
-                if len(twin) == 0:
-                    loss = functional.cross_entropy(model(x), y)
-                else:
-                    m = twin.sample(7)
-                    if joint:
-                        z = model(torch.cat([x, m["x"]]))
-                        loss = functional.cross_entropy(z, torch.cat([y, m["y"]]))
-                    else:
-                        loss = functional.cross_entropy(model(x), y)
-                        loss = loss + 0.7 * functional.cross_entropy(model(m["x"]), m["y"])
-                sgd.zero_grad()
-                loss.backward()
-                sgd.step()
-                twin.add({"x": x, "y": y})
+    for x, y in minibatches(data, 5, epochs):
+        if len(twin) == 0:
+            loss = functional.cross_entropy(model(x), y)
+        else:
+            m = twin.sample(7)
+            if joint:
+                z = model(torch.cat([x, m["x"]]))
+                loss = functional.cross_entropy(z, torch.cat([y, m["y"]]))
+            else:
+                loss = functional.cross_entropy(model(x), y)
+                loss = loss + 0.7 * functional.cross_entropy(model(m["x"]), m["y"])
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        twin.add({"x": x, "y": y})
     torch.testing.assert_close(parameters(strategy.model), parameters(model), atol=1e-6, rtol=0)
     assert torch.equal(strategy.replay.buffer["x"], twin["x"])
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from avalanche.models import IncrementalClassifier
-from small_streams import CLASSES, DIM, mlp, parameters, template, unlabelled
+from small_streams import CLASSES, DIM, minibatches, mlp, parameters, template, unlabelled
 from torch import nn
 from torch.nn import functional
 
@@ -25,29 +25,26 @@ def test_every_step_is_the_bare_step(mode: str) -> None:
 
     model, twin, seen = mlp(), memory(), set()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    for experience in data.train_stream:
-        whole_x, whole_y = zip(*experience.dataset, strict=True)
-        for i in range(0, len(whole_x), 5):
-            x, y = torch.stack(whole_x[i : i + 5]), torch.stack(whole_y[i : i + 5])
-            present = set(y.tolist())
-            seen |= present
-            z = model(x).clone()
-            for c in range(CLASSES):
-                if c not in present and not (mode == "official" and c >= max(seen)):
-                    z[:, c] = -math.inf
-            loss = functional.cross_entropy(z, y)
-            if len(twin):
-                m = twin.sample(7)
-                replayed = model(m["x"]).clone()
-                if mode == "strict":
-                    for c in range(CLASSES):
-                        if c not in seen:
-                            replayed[:, c] = -math.inf
-                loss = loss + functional.cross_entropy(replayed, m["y"])
-            sgd.zero_grad()
-            loss.backward()
-            sgd.step()
-            twin.add({"x": x, "y": y})
+    for x, y in minibatches(data, 5):
+        present = set(y.tolist())
+        seen |= present
+        z = model(x).clone()
+        for c in range(CLASSES):
+            if c not in present and not (mode == "official" and c >= max(seen)):
+                z[:, c] = -math.inf
+        loss = functional.cross_entropy(z, y)
+        if len(twin):
+            m = twin.sample(7)
+            replayed = model(m["x"]).clone()
+            if mode == "strict":
+                for c in range(CLASSES):
+                    if c not in seen:
+                        replayed[:, c] = -math.inf
+            loss = loss + functional.cross_entropy(replayed, m["y"])
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        twin.add({"x": x, "y": y})
     torch.testing.assert_close(parameters(strategy.model), parameters(model), atol=1e-6, rtol=0)
     assert torch.equal(strategy.replay.buffer["x"], twin["x"])
 
