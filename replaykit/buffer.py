@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from replaykit.plan import NOTHING, FunctionPolicy, Plan, Policy
-from replaykit.retrieval import Retrieval, Uniform
+from replaykit.retrieval import GuidedRetrieval, Retrieval, Uniform
 from replaykit.store import Batch, IntArray, Store, check_capacity, describe
 
 if TYPE_CHECKING:
     from replaykit.probe import Probe
 
+AnyRetrieval: TypeAlias = Retrieval | GuidedRetrieval
+
 _UNIFORM = Uniform()
+_UNCACHED: AbstractContextManager[object] = nullcontext()
 _EXACT = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
@@ -54,7 +58,7 @@ class Buffer:
         self,
         capacity: int,
         policy: Policy | Callable[[Batch, Store, np.random.Generator], Plan],
-        retrieval: Retrieval = _UNIFORM,
+        retrieval: AnyRetrieval = _UNIFORM,
         *,
         device: torch.device | str = "cpu",
         seed: int | np.random.Generator = 0,
@@ -126,7 +130,8 @@ class Buffer:
                 "pass add(batch, probe=Probe(model, ...))"
             )
         try:
-            plan = self.policy.plan(batch, self.store, self.rng, probe)
+            with _cached(probe) if self.policy.needs else _UNCACHED:
+                plan = self.policy.plan(batch, self.store, self.rng, probe)
         except (ValueError, KeyError, TypeError) as error:
             message = error.args[0] if error.args else error
             raise type(error)(f"{self._policy_name}: {message} [batch {describe(batch)}]") from error
@@ -135,21 +140,52 @@ class Buffer:
         self.store.seen += n
         return len(plan.slot)
 
-    def sample(self, n: int, retrieval: Retrieval | None = None) -> Batch:
+    def sample(
+        self,
+        n: int,
+        retrieval: AnyRetrieval | None = None,
+        *,
+        arrivals: Batch | None = None,
+        probe: Probe | None = None,
+    ) -> Batch:
         """Draw `n` rows, or all of them when fewer are stored: tensors on the buffer's device.
 
-        Raises:
-            ValueError: `n` is below 1, or the memory is empty.
-        """
-        return self.read(self.draw(n, retrieval))
+        Args:
+            arrivals, probe: the rows of the stream that come into the same step, and the model, for
+                retrievals that look at them (MIR, ASER).
 
-    def draw(self, n: int, retrieval: Retrieval | None = None) -> IntArray:
+        Raises:
+            ValueError: `n` is below 1, the memory is empty, or the retrieval lacks what it looks at.
+        """
+        return self.read(self.draw(n, retrieval, arrivals=arrivals, probe=probe))
+
+    def draw(
+        self,
+        n: int,
+        retrieval: AnyRetrieval | None = None,
+        *,
+        arrivals: Batch | None = None,
+        probe: Probe | None = None,
+    ) -> IntArray:
         """The slots that `sample` would read."""
         if n < 1:
             raise ValueError(f"sample at least 1 row, got {n}")
         if len(self.store) == 0:
             raise ValueError("the memory is empty: add a batch before sampling, or ask len(buffer) first")
-        return (retrieval or self.retrieval).rows(self.store, n, self.draws)
+        retrieval = retrieval or self.retrieval
+        if not isinstance(retrieval, GuidedRetrieval):
+            return retrieval.rows(self.store, n, self.draws)
+        name = type(retrieval).__name__
+        if arrivals is None or probe is None:
+            raise ValueError(
+                f"{name} chooses by the model and the rows of the stream; pass "
+                "sample(n, arrivals=batch, probe=Probe(model, ...))"
+            )
+        for where, held in (("the memory", self.store.columns), ("the stream's batch", arrivals)):
+            if missing := [column for column in retrieval.columns if column not in held]:
+                raise ValueError(f"{name} needs columns {list(retrieval.columns)}; {where} lacks {missing}")
+        with _cached(probe):
+            return retrieval.rows(self.store, n, self.draws, arrivals, probe)
 
     def read(self, slots: IntArray, names: Iterable[str] | None = None) -> Batch:
         """Rows of given filled slots, in that order."""
@@ -241,6 +277,11 @@ class Buffer:
             self.store.put(plan.slot, batch, plan.source)
         else:
             self.store.write(plan.slot, batch, plan.source, plan.columns)
+
+
+def _cached(probe: Any) -> AbstractContextManager[object]:
+    """Ask the model once for each quantity, unless the user's probe is of another kind."""
+    return probe.cached() if hasattr(probe, "cached") else _UNCACHED
 
 
 def _generator_state(rng: np.random.Generator) -> dict[str, Any]:

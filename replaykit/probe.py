@@ -8,12 +8,13 @@ and the global generators exactly as found.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from replaykit.gradients import (
     DEFAULT_BUDGET,
@@ -107,6 +108,35 @@ class Probe:
             return checked_rows(self.loss(self.model(*args), part), part)
 
         return self._once("losses", batch, lambda: refuse_nan(self._rows(batch, losses), "losses"))
+
+    def losses_around(self, batch: Batch, step: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Losses [n] at the present parameters, and [n] with `step` added to some of them.
+
+        Args:
+            step: change of each named parameter, any shape of the right size; ``g.layout.split(flat)`` makes
+                it of a flat direction [p] of the gradients `g`.
+        """
+        head = self._head_of(step)
+
+        def both(part: Batch, args: tuple[Any, ...]) -> Tensor:
+            seen: list[tuple[Tensor, Tensor]] = []
+            handle = head and head.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+            try:
+                outputs = self.model(*args)
+            finally:
+                if handle:
+                    handle.remove()
+            if head and len(seen) == 1 and seen[0][1] is outputs:
+                # Only the last layer moves, and nothing comes after it: the rest need not be run again.
+                moved_outputs = nn.functional.linear(seen[0][0], *_moved_parameters(head, step))
+            else:
+                named = self._structure.parameters
+                values = {name: (named[name] + change.view_as(named[name])) for name, change in step.items()}
+                moved_outputs = functional_call(self.model, values, args)
+            return torch.stack([checked_rows(self.loss(out, part), part) for out in (outputs, moved_outputs)], 1)
+
+        losses = refuse_nan(self._rows(batch, both), "losses")
+        return losses[:, 0], losses[:, 1]
 
     def features(self, batch: Batch) -> Tensor:
         """What the last layer sees [n, d], or what the constructor's `features` names.
@@ -247,6 +277,16 @@ class Probe:
             budget=self.budget,
         )
 
+    def _head_of(self, step: Mapping[str, Tensor]) -> nn.Linear | None:
+        """The linear layer that all of these parameters belong to, if there is one."""
+        self._notice_changes()
+        unknown = step.keys() - self._structure.parameters.keys()
+        if unknown:
+            raise ValueError(f"the model has no parameters {sorted(unknown)}")
+        owners = {name.rpartition(".")[0] for name in step}
+        module = self._structure.modules[owners.pop()] if len(owners) == 1 else None
+        return module if type(module) is nn.Linear else None
+
     def _inputs(self, batch: Batch) -> tuple[Any, ...]:
         x = only_x(batch) if self.prepare is None else self.prepare(batch["x"])
         return (x, int(batch["t"][0])) if self._takes_task else (x,)
@@ -270,6 +310,17 @@ def _vectors(value: Tensor | None, n: int, what: str) -> Tensor:
             "of the prepared input: Probe(model, features=...)"
         )
     return value
+
+
+def _moved_parameters(layer: nn.Linear, step: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer with its part of a step added."""
+    changes = {name.rpartition(".")[2]: change for name, change in step.items()}
+    weight, bias = (
+        value if value is None or name not in changes else value + changes[name].view_as(value)
+        for name, value in (("weight", layer.weight), ("bias", layer.bias))
+    )
+    assert weight is not None
+    return weight, bias
 
 
 def _joined(answers: list[tuple[Tensor, Tensor]], n: int) -> Tensor:

@@ -1,14 +1,16 @@
 """The store: a table of named columns with a fixed number of slots.
 
 Columns are allocated when they are first written, with the dtype and trailing shape of the tensor
-that arrives (uint8 stays uint8). On the CPU a column is a NumPy array that shares its memory with a
-tensor, because NumPy copies rows several times faster than torch does there; on any other device it
-is a tensor. A store knows which slots are filled and never reads another one.
+that arrives (uint8 stays uint8); see `replaykit.columns`. A store knows which slots are filled and never
+reads another one.
 
 A column may come late (logits that start with the second task) or grow (logits of a head that gained
 classes). Then the store keeps, for each row, how many leading entries are valid, and `read` returns
 that number beside the column as ``<name>_width``: 0 for a row that never had the column. As long as
 every row is complete there is no such entry.
+
+Whoever reads a memory may keep notes on its rows (how often each was replayed, say): one number a slot,
+on the host, that starts anew when another row is written there.
 """
 
 from __future__ import annotations
@@ -23,102 +25,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from replaykit.columns import Column, DeviceColumn, HostColumn, IntArray
+
+__all__ = ["WIDTH", "Batch", "IntArray", "Store", "check_capacity", "describe"]
+
 Batch: TypeAlias = dict[str, Tensor]
-IntArray: TypeAlias = NDArray[np.int64]
 
 WIDTH = "_width"
-
-# NumPy has no bfloat16, and 8-bit floats come and go; such a column is carried as integers of the same size.
-_CARRIER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class HostColumn:
-    """A column in main memory, or in a file mapped into it."""
-
-    def __init__(self, capacity: int, row: torch.Size, dtype: torch.dtype, file: Path | None = None) -> None:
-        self.row, self.dtype, self.file = row, dtype, file
-        self._carrier = _carrier(dtype)
-        shape, kind = (capacity, *row), torch.empty(0, dtype=self._carrier).numpy().dtype
-        if file is None:
-            self._share(np.zeros(shape, kind))
-        else:
-            # A new file, so that a mapping of the old one stays readable. np.asarray drops the memmap
-            # subclass, whose indexing is several times slower.
-            file.unlink(missing_ok=True)
-            self._share(np.asarray(np.lib.format.open_memmap(file, "w+", kind, shape)))
-
-    def _share(self, array: NDArray[Any]) -> None:
-        """Look at one piece of memory in three ways."""
-        self.array = array
-        self.fitting: torch.Size | None = None  # shape of the rows that were admitted last
-        self.tensor = torch.from_numpy(array).view(self.dtype)
-        # Each row as one opaque item: NumPy then copies a row at a time, whatever its shape.
-        self._item = np.dtype((np.void, max(1, array.nbytes // len(array))))
-        self._items: NDArray[Any] | None = None
-        if array.size:
-            self._items = array.reshape(len(array), -1).view(self._item).reshape(-1)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The rows once: a copy must not have three memories of its own. It leaves the file behind."""
-        return {"row": self.row, "dtype": self.dtype, "_carrier": self._carrier, "array": self.array}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.row, self.dtype, self._carrier, self.file = state["row"], state["dtype"], state["_carrier"], None
-        self._share(np.array(state["array"]))
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.array.nbytes)
-
-    def read(self, slots: IntArray, below: int) -> Tensor:
-        """Rows of slots, which must be below `below`: `take` checks that on its way."""
-        rows = torch.from_numpy(self.array[:below].take(slots, axis=0))
-        return rows if self._carrier is self.dtype else rows.view(self.dtype)
-
-    def write(self, slots: IntArray, rows: Tensor, source: IntArray | None) -> None:
-        if rows.device.type != "cpu":
-            rows, source = _gather(rows, source).cpu(), None
-        self.put(slots, self.host(rows), source)
-
-    def host(self, rows: Tensor) -> NDArray[Any]:
-        """Rows on the CPU as an array that shares their memory, in the type that carries this column."""
-        if rows.requires_grad:
-            rows = rows.detach()
-        if self._carrier is not self.dtype:
-            rows = rows.contiguous().view(self._carrier)
-        try:
-            return rows.numpy()
-        except RuntimeError:  # a conjugated or negated view, which torch has not computed yet
-            return rows.resolve_conj().resolve_neg().numpy()
-
-    def put(self, slots: IntArray, rows: NDArray[Any], source: IntArray | None) -> None:
-        if self._items is None or len(rows) == 0:
-            return
-        items = np.frombuffer(rows if rows.flags.c_contiguous else rows.copy(), self._item)
-        self._items[slots] = items if source is None else items.take(source)
-
-
-class DeviceColumn:
-    """A column that stays on an accelerator."""
-
-    def __init__(self, capacity: int, row: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
-        self.row, self.dtype = row, dtype
-        self.tensor = torch.zeros((capacity, *row), dtype=dtype, device=device)
-
-    @property
-    def nbytes(self) -> int:
-        return self.tensor.numel() * self.tensor.element_size()
-
-    def read(self, slots: Tensor, below: int) -> Tensor:
-        return self.tensor.index_select(0, slots)
-
-    def write(self, slots: Tensor, rows: Tensor, source: IntArray | None) -> None:
-        # The surviving rows are gathered where they are, so that only they travel.
-        rows = _gather(rows, source).to(self.tensor.device, non_blocking=True)
-        self.tensor.index_copy_(0, slots, rows)
-
-
-Column: TypeAlias = HostColumn | DeviceColumn
 
 
 class Store:
@@ -156,6 +69,7 @@ class Store:
         self.columns: dict[str, Column] = {}
         self.widths: dict[str, NDArray[np.int32]] = {}
         self.own: set[str] = set()  # columns that the policy writes and batches do not bring
+        self.notes: dict[str, tuple[NDArray[np.float64], float]] = {}  # by slot, and what a new row starts with
         self._filled: IntArray = np.empty(self.capacity, np.int64)
         self._rank: IntArray = np.full(self.capacity, -1, np.int64)
         self._count = 0
@@ -174,7 +88,8 @@ class Store:
         """Bytes held: all columns at full capacity, and the book-keeping."""
         payload = sum(column.nbytes for column in self.columns.values())
         widths = sum(width.nbytes for width in self.widths.values())
-        return int(payload + widths + self._filled.nbytes + self._rank.nbytes)
+        notes = sum(array.nbytes for array, _ in self.notes.values())
+        return int(payload + widths + notes + self._filled.nbytes + self._rank.nbytes)
 
     def free(self, n: int) -> IntArray:
         """The lowest `n` empty slots, or as many as there are."""
@@ -196,6 +111,21 @@ class Store:
         if isinstance(column, HostColumn):
             return column.tensor.numpy()
         array: NDArray[Any] = column.tensor.cpu().numpy()
+        return array
+
+    def note(self, name: str, start: float) -> NDArray[np.float64]:
+        """The notes of one reader, by slot [capacity], to read and to write.
+
+        They begin with `start`, and do so again whenever a row is written; saved with the table.
+
+        Raises:
+            ValueError: another reader keeps notes of this name, with another start.
+        """
+        if name not in self.notes:
+            self.notes[name] = np.full(self.capacity, start), start
+        array, begun = self.notes[name]
+        if begun != start:
+            raise ValueError(f"the notes {name!r} start with {begun}, not {start}: two readers use one name")
         return array
 
     # -- the door ---------------------------------------------------------------------------------
@@ -312,6 +242,10 @@ class Store:
         Slots are distinct. Columns that are not named keep their values. `beside` holds columns of the
         policy's own [len(slots), ...]; where it names a column of the batch too, it wins.
         """
+        self._write(slots, batch, source, beside)
+        self._start_notes(slots)
+
+    def _write(self, slots: IntArray, batch: Batch, source: IntArray | None, beside: Batch | None) -> None:
         self.check_slots(slots)
         parts = ((batch, source), (beside or {}, None))
         for part, rows_of in parts:
@@ -341,14 +275,16 @@ class Store:
             column = self.columns[name]
             assert isinstance(column, HostColumn)
             column.put(slots, column.host(rows), source)
+        if self.notes:
+            self._start_notes(slots)
         if self._count < self.capacity:
             self._occupy(slots)
 
     def revise(self, slots: IntArray, batch: Batch) -> None:
-        """Overwrite some columns of rows that stay: new weights, refreshed features."""
+        """Overwrite some columns of rows that stay: new weights, refreshed features. Notes stay too."""
         if len(slots) and not self.is_filled(slots).all():
             raise IndexError(f"slots {slots[~self.is_filled(slots)].tolist()} are empty, nothing to revise")
-        self.write(slots, batch)
+        self._write(slots, batch, None, None)
 
     def release(self, slots: IntArray) -> None:
         """Empty some filled slots."""
@@ -374,6 +310,7 @@ class Store:
             raise ValueError(f"slots {slots[~self.is_filled(slots)].tolist()} are empty, they cannot be kept")
         held = self.read(slots)
         widths = {name: width[slots] for name, width in self.widths.items()}
+        notes = {name: (array[slots], start) for name, (array, start) in self.notes.items()}
         columns, seen, own = self.columns, self.seen, self.own
         self.capacity = capacity
         self.clear()
@@ -383,6 +320,8 @@ class Store:
         for name, width in widths.items():
             self.widths[name] = np.zeros(capacity, np.int32)
             self.widths[name][new] = width
+        for name, (kept, start) in notes.items():
+            self.note(name, start)[new] = kept
         where = self._address(new)
         for name, new_column in self.columns.items():
             new_column.write(where, held[name], None)
@@ -401,6 +340,10 @@ class Store:
             "slots": torch.from_numpy(slots),
             "columns": {name: column.read(where, self._top) for name, column in self.columns.items()},
             "widths": {name: torch.from_numpy(width[slots].copy()) for name, width in self.widths.items()},
+            "notes": {
+                name: {"start": start, "values": torch.from_numpy(array[slots])}
+                for name, (array, start) in self.notes.items()
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -415,6 +358,8 @@ class Store:
         for name, width in widths.items():
             self.widths[name] = np.zeros(self.capacity, np.int32)
             self.widths[name][slots] = width.numpy()
+        for name, note in state.get("notes", {}).items():
+            self.note(name, note["start"])[slots] = note["values"].numpy()
         self._occupy(slots)
 
     # -- inside -----------------------------------------------------------------------------------
@@ -460,6 +405,10 @@ class Store:
                 wider.write(self._address(self.filled), _padded(held, row), None)
                 self.columns[name] = wider
 
+    def _start_notes(self, slots: IntArray) -> None:
+        for array, start in self.notes.values():
+            array[slots] = start
+
     def _occupy(self, slots: IntArray) -> None:
         new = slots[self._rank[slots] < 0] if self._count < self.capacity else slots[:0]
         if len(new):
@@ -487,20 +436,6 @@ def describe(batch: Batch) -> str:
         for name, value in batch.items()
     )
     return "{" + ", ".join(columns) + "}"
-
-
-def _carrier(dtype: torch.dtype) -> torch.dtype:
-    try:
-        torch.empty(0, dtype=dtype).numpy()
-    except TypeError:
-        return _CARRIER[torch.empty(0, dtype=dtype).element_size()]
-    return dtype
-
-
-def _gather(rows: Tensor, source: IntArray | None) -> Tensor:
-    if source is None:
-        return rows
-    return rows.index_select(0, torch.from_numpy(source).to(rows.device, non_blocking=True))
 
 
 def _width(row: torch.Size) -> int:
@@ -539,6 +474,10 @@ def _checked_state(state: dict[str, Any], capacity: int) -> tuple[IntArray, Batc
     for name, rows in [*columns.items(), *widths.items()]:
         if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.shape[0] != n:
             raise ValueError(f"corrupt state: column {name!r} does not hold {n} rows")
+    for name, note in state.get("notes", {}).items():
+        values = note.get("values") if isinstance(note, dict) and isinstance(note.get("start"), float) else None
+        if not isinstance(values, Tensor) or values.shape != (n,) or values.dtype != torch.float64:
+            raise ValueError(f"corrupt state: the notes {name!r} are not a start and {n} numbers of float64")
     if not isinstance(state["own"], list) or not set(state["own"]) <= columns.keys():
         raise ValueError("corrupt state: a column of the policy is missing")
     return slots, columns, widths

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from replaykit.augment import Views
 from replaykit.avalanche import Replay, Template
-from replaykit.buffer import Buffer
+from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.losses import MSELogits
-from replaykit.retrieval import Retrieval
 
 
 class DER(Template):
@@ -62,7 +61,7 @@ class DER(Template):
         classes: int | None = None,
         mask_value: float | None = -1000.0,
         views: Views | Callable[[Tensor], Tensor] | None = None,
-        retrieval: Retrieval | None = None,
+        retrieval: AnyRetrieval | None = None,
         fast_loader: bool = True,
         plugins: Sequence[Any] | None = None,
         **template: Any,

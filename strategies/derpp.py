@@ -11,8 +11,7 @@ from torch import Tensor
 from replaykit import losses
 from replaykit.augment import Views
 from replaykit.avalanche import Replay, Template
-from replaykit.buffer import Buffer
-from replaykit.retrieval import Retrieval
+from replaykit.buffer import AnyRetrieval, Buffer
 
 
 class DERpp(Template):
@@ -66,7 +65,7 @@ class DERpp(Template):
         classes: int | None = None,
         mask_value: float | None = -1000.0,
         views: Views | Callable[[Tensor], Tensor] | None = None,
-        retrieval: Retrieval | None = None,
+        retrieval: AnyRetrieval | None = None,
         fast_loader: bool = True,
         plugins: Sequence[Any] | None = None,
         **template: Any,

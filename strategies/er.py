@@ -10,9 +10,8 @@ from torch import Tensor
 
 from replaykit.augment import Views
 from replaykit.avalanche import Replay, Template
-from replaykit.buffer import Buffer
+from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.losses import CrossEntropy
-from replaykit.retrieval import Retrieval
 
 
 class ER(Template):
@@ -48,7 +47,7 @@ class ER(Template):
         joint: bool = True,
         weight: float = 1.0,
         views: Views | Callable[[Tensor], Tensor] | None = None,
-        retrieval: Retrieval | None = None,
+        retrieval: AnyRetrieval | None = None,
         update: str = "iteration",
         fast_loader: bool = True,
         plugins: Sequence[Any] | None = None,

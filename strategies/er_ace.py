@@ -10,9 +10,8 @@ from torch import Tensor
 
 from replaykit.augment import Views
 from replaykit.avalanche import Replay, Template
-from replaykit.buffer import Buffer
+from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.losses import AsymmetricCrossEntropy, Draw, Model, outputs
-from replaykit.retrieval import Retrieval
 
 
 class ERACE(Template):
@@ -48,7 +47,7 @@ class ERACE(Template):
         batch_size_mem: int | None = None,
         mode: str = "strict",
         views: Views | Callable[[Tensor], Tensor] | None = None,
-        retrieval: Retrieval | None = None,
+        retrieval: AnyRetrieval | None = None,
         fast_loader: bool = True,
         plugins: Sequence[Any] | None = None,
         **template: Any,

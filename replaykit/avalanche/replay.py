@@ -15,10 +15,10 @@ from replaykit.augment import Views
 from replaykit.avalanche.dataset import Kept, NotTensors, column_names
 from replaykit.avalanche.loading import sliced
 from replaykit.avalanche.reading import experience_batches
-from replaykit.buffer import Buffer
+from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.losses import Model, ReplayLoss, TaskAware, columns_of
 from replaykit.probe import Probe
-from replaykit.retrieval import Retrieval
+from replaykit.retrieval import GuidedRetrieval
 from replaykit.store import Batch
 
 
@@ -43,14 +43,15 @@ class Replay(SupervisedPlugin):
             (with its evaluation transforms, in its order) after training on it.
         views: how raw rows become inputs, of the stream, of the memory and in evaluation; a single function
             serves for all. Plugins that read the data set themselves (EWC, A-GEM) bypass it.
-        retrieval: which rows to replay; default: the buffer's own.
+        retrieval: which rows to replay; default: the buffer's own. One that looks at the model (MIR, ASER)
+            sees the raw rows of the stream, before they are stored.
         store_logits: keep the logits of the stream's rows even if the loss does not name them.
         fast_loader: slice whole tensors instead of collating samples, where the data set allows it. Batches,
             their order and the use of random numbers stay the same.
         chunk: rows offered at a time by ``update="experience"``; default: all at once, which is what
             selection methods expect.
-        probe: makes the probe of a strategy, once for each experience, if the policy needs one; default: the
-            strategy's model, shown the rows in their evaluation view.
+        probe: makes the probe of a strategy, once for each experience, if the policy or the retrieval needs
+            one; default: the strategy's model, shown the rows in their evaluation view.
 
     Attributes:
         from_memory: which rows of the current mini-batch came from the memory, bool [rows]; also
@@ -70,7 +71,7 @@ class Replay(SupervisedPlugin):
         loss: ReplayLoss | None = None,
         update: str = "iteration",
         views: Views | Callable[[Tensor], Tensor] | None = None,
-        retrieval: Retrieval | None = None,
+        retrieval: AnyRetrieval | None = None,
         store_logits: bool = False,
         fast_loader: bool = True,
         chunk: int | None = None,
@@ -94,6 +95,9 @@ class Replay(SupervisedPlugin):
             raise ValueError(
                 "logits belong to a training step, update='experience' has none; use update='iteration'"
             )
+        self._needs_probe = bool(buffer.policy.needs) or isinstance(
+            retrieval or buffer.retrieval, GuidedRetrieval
+        )
         self.fast_loader = fast_loader
         self.loading = "per sample: no experience yet"
         self.from_memory = torch.zeros(0, dtype=torch.bool)
@@ -182,7 +186,8 @@ class Replay(SupervisedPlugin):
 
     def _sample(self, strategy: Any, names: tuple[str, ...] | None) -> Batch:
         buffer = self.buffer
-        slots = buffer.draw(self.batch_size_mem or strategy.train_mb_size, self.retrieval)
+        n = self.batch_size_mem or strategy.train_mb_size
+        slots = buffer.draw(n, self.retrieval, arrivals=self._arrivals, probe=self._probe(strategy))
         batch = buffer.read(slots, names)
         if buffer.device == strategy.device:
             return batch
@@ -196,7 +201,7 @@ class Replay(SupervisedPlugin):
         return self._marks
 
     def _probe(self, strategy: Any) -> Probe | None:
-        if not self.buffer.policy.needs:
+        if not self._needs_probe:
             return None
         if self._probed is None:
             prepare = None if self.views is None else self.views.eval
