@@ -264,7 +264,13 @@ class Probe:
         groups = self._groups(batch)
         if self.layers == "last":
             return last_layer_gradients(
-                self.model, batch, self.loss, inputs=self._inputs, groups=groups, budget=self.budget
+                self.model,
+                batch,
+                self.loss,
+                inputs=self._inputs,
+                groups=groups,
+                budget=self.budget,
+                structure=self._structure,
             )
         return per_sample_gradients(
             self.model,
@@ -275,6 +281,7 @@ class Probe:
             route=self.route,
             groups=groups,
             budget=self.budget,
+            structure=self._structure,
         )
 
     def _head_of(self, step: Mapping[str, Tensor]) -> nn.Linear | None:

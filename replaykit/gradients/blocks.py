@@ -41,6 +41,10 @@ class Block:
         """The block of some rows."""
         raise NotImplementedError
 
+    def means(self, size: int) -> Block:
+        """Means of every `size` consecutive rows: a block of n / size rows."""
+        return Direct(self.names, tuple(part.reshape(-1, size, part.shape[1]).mean(1) for part in self.parts()))
+
     def squares(self, budget: Budget) -> Tensor:
         """Squared norms [n]."""
         squares = []

@@ -36,6 +36,7 @@ def last_layer_gradients(
     mode: str = "eval",
     groups: Tensor | None = None,
     budget: int = DEFAULT,
+    structure: Structure | None = None,
 ) -> PerSampleGradients:
     """Exact gradients of the losses of n rows with respect to weight and bias of the last linear layer.
 
@@ -43,7 +44,7 @@ def last_layer_gradients(
 
     Args:
         layer: name of the layer; by default the module with parameters that is entered last.
-        loss, inputs, mode, groups, budget: as in `per_sample_gradients`.
+        loss, inputs, mode, groups, budget, structure: as in `per_sample_gradients`.
 
     Raises:
         ValueError: the last layer is not an `nn.Linear`, is called more than once, or the losses are not one
@@ -53,7 +54,7 @@ def last_layer_gradients(
     like = next(model.parameters(), None)
     if like is None:
         raise ValueError("the model has no parameters, so it has no last layer")
-    structure = Structure(model)
+    structure = structure or Structure(model)
     refuse_side_effects(structure)
     objective = Objective(structure, loss or cross_entropy(), inputs or only_x, Layout({}))
     chunks, heads = [], set()

@@ -37,6 +37,7 @@ def per_sample_gradients(
     mode: str = "eval",
     groups: Tensor | None = None,
     budget: int = DEFAULT,
+    structure: Structure | None = None,
 ) -> PerSampleGradients:
     """Exact gradients of the losses of n rows, each with respect to all p trainable parameters.
 
@@ -54,6 +55,7 @@ def per_sample_gradients(
             and refuses BatchNorm and dropout in training mode.
         groups: int [n]; rows of different groups never share a pass (the heads of a multi-task model).
         budget: bytes of working memory. Results, and vectors of the size of the parameters, come on top.
+        structure: of the model, where it is known and has not changed since.
 
     Raises:
         ValueError: no trainable parameter, a mode or route that does not exist, a model that cannot be
@@ -68,7 +70,7 @@ def per_sample_gradients(
     """
     if route not in ROUTES:
         raise ValueError(f"route is one of {ROUTES}, got {route!r}")
-    structure = Structure(model)
+    structure = structure or Structure(model)
     layout = chosen_layout(structure, parameters)
     objective = Objective(structure, loss or cross_entropy(), inputs or only_x, layout)
     return ModelGradients(objective, batch, route, mode, groups, Budget(budget))

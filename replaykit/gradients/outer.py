@@ -15,6 +15,7 @@ Models Can Be Strong Differentially Private Learners, ICLR 2022 (tokens).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -59,6 +60,11 @@ class Outer(Block):
     def take(self, index: Tensor) -> Outer:
         calls = [(b[index], a[index]) for b, a in self.calls]
         return type(self)(self.names, calls, (self.T, self.o, self.i), self.groups, self._tokens)
+
+    def means(self, size: int) -> Outer:
+        calls = [(b.reshape(-1, size, *b.shape[1:]), a.reshape(-1, size, *a.shape[1:])) for b, a in self.calls]
+        joined = partial(_joined, self._tokens, size)
+        return type(self)(self.names, calls, (size * self.T, self.o, self.i), self.groups, joined)
 
     def factors(self, rows: slice = ALL) -> Tokens:
         """(b, u) of some rows, all calls joined along the tokens."""
@@ -186,8 +192,10 @@ class Lookup(Outer):
     def squares(self, budget: Budget) -> Tensor:
         if self.T == 1:
             return self.factors()[0].square().sum((1, 2))
-        squares = []
-        for rows in budget.pieces(self.n, 3 * self.T**2 * self.dtype.itemsize + self._making_tokens()):
+        kernel, squares = 3 * self.T**2 * self.dtype.itemsize + self._making_tokens(), []
+        if kernel > budget.product:
+            return Block.squares(self, budget)
+        for rows in budget.pieces(self.n, kernel):
             b, index = self.factors(rows)
             products = torch.bmm(b, b.transpose(1, 2))
             squares.append(products.mul_(index == index.transpose(1, 2)).sum((1, 2)))
@@ -214,6 +222,15 @@ class Lookup(Outer):
     @property
     def _compared(self) -> int:
         return 1
+
+
+def _joined(tokens: Callable[[Tensor, Tensor], Tokens] | None, size: int, b: Tensor, a: Tensor) -> Tokens:
+    """Factors of the means of `size` rows, recorded as [r, size, ...]: the tokens of all of them."""
+    b, u = b.flatten(0, 1), a.flatten(0, 1)
+    if tokens is not None:
+        b, u = tokens(b, u)
+    b, u = (factor.reshape(-1, size * factor.shape[1], *factor.shape[2:]) for factor in (b, u))
+    return b / size, u
 
 
 def _flat(factor: Tensor, dtype: torch.dtype) -> Tensor:
