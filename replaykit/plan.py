@@ -77,6 +77,8 @@ class Policy:
     needs: tuple[str, ...] = ()
     #: Columns that arrivals must have.
     columns: tuple[str, ...] = ()
+    #: Whether each `add` is taken as all that a task has to offer, and so must come at the end of one.
+    per_task: bool = False
 
     def plan(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None) -> Plan:
         """Say which arrivals [n, ...] go where. `store.seen` counts the rows offered before these."""

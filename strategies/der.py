@@ -12,6 +12,7 @@ from replaykit.augment import Views
 from replaykit.avalanche import Replay, Template
 from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.losses import MSELogits
+from replaykit.probe import Probe
 
 
 class DER(Template):
@@ -30,7 +31,7 @@ class DER(Template):
         alpha: coefficient of the logits.
         batch_size_mem: rows of a memory batch; default: `train_mb_size`.
         reduction, classes, mask_value: for heads that grow, see `replaykit.losses.MSELogits`.
-        views, retrieval, fast_loader: see `replaykit.avalanche.Replay`.
+        views, retrieval, probe, fast_loader: see `replaykit.avalanche.Replay`.
         plugins: further plugins, called after the replay.
         template: arguments of Avalanche's `SupervisedTemplate`.
 
@@ -62,6 +63,7 @@ class DER(Template):
         mask_value: float | None = -1000.0,
         views: Views | Callable[[Tensor], Tensor] | None = None,
         retrieval: AnyRetrieval | None = None,
+        probe: Callable[[Any], Probe] | None = None,
         fast_loader: bool = True,
         plugins: Sequence[Any] | None = None,
         **template: Any,
@@ -72,6 +74,7 @@ class DER(Template):
             loss=MSELogits(alpha, reduction, classes, mask_value),
             views=views,
             retrieval=retrieval,
+            probe=probe,
             fast_loader=fast_loader,
         )
         plugins = [self.replay, *(plugins or ())]

@@ -12,6 +12,7 @@ from replaykit import losses
 from replaykit.augment import Views
 from replaykit.avalanche import Replay, Template
 from replaykit.buffer import AnyRetrieval, Buffer
+from replaykit.probe import Probe
 
 
 class DERpp(Template):
@@ -31,7 +32,7 @@ class DERpp(Template):
         batch_size_mem: rows of each of the two memory batches; default: `train_mb_size`.
         fuse_replay: one forward pass for both memory batches; BatchNorm then sees them as one.
         reduction, classes, mask_value: for heads that grow, see `replaykit.losses.MSELogits`.
-        views, retrieval, fast_loader: see `replaykit.avalanche.Replay`.
+        views, retrieval, probe, fast_loader: see `replaykit.avalanche.Replay`.
         plugins: further plugins, called after the replay.
         template: arguments of Avalanche's `SupervisedTemplate`.
 
@@ -66,6 +67,7 @@ class DERpp(Template):
         mask_value: float | None = -1000.0,
         views: Views | Callable[[Tensor], Tensor] | None = None,
         retrieval: AnyRetrieval | None = None,
+        probe: Callable[[Any], Probe] | None = None,
         fast_loader: bool = True,
         plugins: Sequence[Any] | None = None,
         **template: Any,
@@ -76,6 +78,7 @@ class DERpp(Template):
             loss=losses.DERpp(alpha, beta, fuse_replay, reduction, classes, mask_value),
             views=views,
             retrieval=retrieval,
+            probe=probe,
             fast_loader=fast_loader,
         )
         plugins = [self.replay, *(plugins or ())]

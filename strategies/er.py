@@ -12,6 +12,7 @@ from replaykit.augment import Views
 from replaykit.avalanche import Replay, Template
 from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.losses import CrossEntropy
+from replaykit.probe import Probe
 
 
 class ER(Template):
@@ -27,7 +28,7 @@ class ER(Template):
             compare to). Otherwise two passes, each with a BatchNorm batch of its own, and
             CE(stream) + `weight` · CE(memory).
         weight: coefficient of the memory's loss; only without `joint`.
-        views, retrieval, update, fast_loader: see `replaykit.avalanche.Replay`.
+        views, retrieval, probe, update, fast_loader: see `replaykit.avalanche.Replay`.
         plugins: further plugins, called after the replay.
         template: arguments of Avalanche's `SupervisedTemplate`.
 
@@ -48,7 +49,8 @@ class ER(Template):
         weight: float = 1.0,
         views: Views | Callable[[Tensor], Tensor] | None = None,
         retrieval: AnyRetrieval | None = None,
-        update: str = "iteration",
+        probe: Callable[[Any], Probe] | None = None,
+        update: str | None = None,
         fast_loader: bool = True,
         plugins: Sequence[Any] | None = None,
         **template: Any,
@@ -61,6 +63,7 @@ class ER(Template):
             loss=None if joint else CrossEntropy(weight),
             views=views,
             retrieval=retrieval,
+            probe=probe,
             update=update,
             fast_loader=fast_loader,
         )

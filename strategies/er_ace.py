@@ -12,6 +12,7 @@ from replaykit.augment import Views
 from replaykit.avalanche import Replay, Template
 from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.losses import AsymmetricCrossEntropy, Draw, Model, outputs
+from replaykit.probe import Probe
 
 
 class ERACE(Template):
@@ -30,7 +31,7 @@ class ERACE(Template):
         batch_size_mem: rows of a memory batch; default: `train_mb_size`.
         mode: ``"strict"``, the paper; or ``"official"``, the authors' code, which also lets outputs from the
             highest label seen so far upward compete in the stream, and all outputs in the replay.
-        views, retrieval, fast_loader: see `replaykit.avalanche.Replay`.
+        views, retrieval, probe, update, fast_loader: see `replaykit.avalanche.Replay`.
         plugins: further plugins, called after the replay.
         template: arguments of Avalanche's `SupervisedTemplate`.
 
@@ -48,6 +49,8 @@ class ERACE(Template):
         mode: str = "strict",
         views: Views | Callable[[Tensor], Tensor] | None = None,
         retrieval: AnyRetrieval | None = None,
+        probe: Callable[[Any], Probe] | None = None,
+        update: str | None = None,
         fast_loader: bool = True,
         plugins: Sequence[Any] | None = None,
         **template: Any,
@@ -59,6 +62,8 @@ class ERACE(Template):
             loss=_Replayed(self.stream_loss),
             views=views,
             retrieval=retrieval,
+            probe=probe,
+            update=update,
             fast_loader=fast_loader,
         )
         plugins = [self.replay, *(plugins or ())]

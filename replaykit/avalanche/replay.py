@@ -40,7 +40,8 @@ class Replay(SupervisedPlugin):
         batch_size_mem: rows of a memory batch; default: `train_mb_size`. Fewer while fewer are stored.
         loss: a replay loss of `replaykit.losses`, or any function ``(model, draw) -> Tensor []``.
         update: ``"iteration"`` offers each mini-batch, ``"experience"`` the whole data set of an experience
-            (with its evaluation transforms, in its order) after training on it.
+            (with its evaluation transforms, in its order) after training on it. Default: each mini-batch,
+            unless the policy takes every add as a task (OCS).
         views: how raw rows become inputs, of the stream, of the memory and in evaluation; a single function
             serves for all. Plugins that read the data set themselves (EWC, A-GEM) bypass it.
         retrieval: which rows to replay; default: the buffer's own. One that looks at the model (MIR, ASER)
@@ -60,7 +61,8 @@ class Replay(SupervisedPlugin):
 
     Raises:
         TypeError: something else than a buffer.
-        ValueError: a memory batch below 1 row, an unknown `update`, logits with ``update="experience"``.
+        ValueError: a memory batch below 1 row, an unknown `update`, logits with ``update="experience"``,
+            mini-batches for a policy that takes every add as a task.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Replay(SupervisedPlugin):
         batch_size_mem: int | None = None,
         *,
         loss: ReplayLoss | None = None,
-        update: str = "iteration",
+        update: str | None = None,
         views: Views | Callable[[Tensor], Tensor] | None = None,
         retrieval: AnyRetrieval | None = None,
         store_logits: bool = False,
@@ -83,8 +85,15 @@ class Replay(SupervisedPlugin):
         for name, value in (("batch_size_mem", batch_size_mem), ("chunk", chunk)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is a number of rows >= 1, got {value}")
+        per_task = buffer.policy.per_task
+        update = update or ("experience" if per_task else "iteration")
         if update not in ("iteration", "experience"):
             raise ValueError(f"update is 'iteration' or 'experience', got {update!r}")
+        if per_task and (update == "iteration" or chunk is not None):
+            raise ValueError(
+                f"{type(buffer.policy).__name__} takes every add as a whole task; use update='experience' and no "
+                "chunk"
+            )
         self.buffer, self.batch_size_mem, self.loss = buffer, batch_size_mem, loss
         self.update, self.retrieval, self.chunk, self.probe = update, retrieval, chunk, probe
         self.views = views if views is None or isinstance(views, Views) else Views(views, views)
@@ -94,10 +103,9 @@ class Replay(SupervisedPlugin):
         if self.store_logits and update == "experience":
             raise ValueError(
                 "logits belong to a training step, update='experience' has none; use update='iteration'"
+                + (f", and another policy than {type(buffer.policy).__name__}" if per_task else "")
             )
-        self._needs_probe = bool(buffer.policy.needs) or isinstance(
-            retrieval or buffer.retrieval, GuidedRetrieval
-        )
+        self._needs_probe = bool(buffer.policy.needs) or isinstance(retrieval or buffer.retrieval, GuidedRetrieval)
         self.fast_loader = fast_loader
         self.loading = "per sample: no experience yet"
         self.from_memory = torch.zeros(0, dtype=torch.bool)

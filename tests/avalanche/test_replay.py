@@ -33,7 +33,7 @@ from replaykit import Buffer, policies
 from replaykit.augment import Views, views
 from replaykit.avalanche import Replay
 from replaykit.losses import CrossEntropy, DERpp, MSELogits
-from replaykit.retrieval import ClassBalanced
+from replaykit.retrieval import ClassBalanced, GuidedRetrieval, Uniform
 from replaykit.strategies import DERpp as DERppStrategy
 
 LOSSES = {"joint": lambda: None, "separate": CrossEntropy, "derpp": lambda: DERpp(0.3, 0.5)}
@@ -450,3 +450,51 @@ def test_a_plain_function_is_a_loss_and_sees_every_column() -> None:
         classic().train_stream, eval_streams=[]
     )
     assert len(asked) == 15 and all(names == {"x", "y", "t", "logits"} for names in asked)
+
+
+class Tasks(policies.Reservoir):
+    """Takes every add as a whole task."""
+
+    per_task = True
+
+
+def test_policies_that_take_whole_tasks_are_offered_whole_tasks() -> None:
+    buffer = Buffer(12, Tasks())
+    naive(Replay(buffer)).train(unlabelled().train_stream, eval_streams=[])
+    assert buffer.seen == 80
+    for options in ({"update": "iteration"}, {"chunk": 5}):
+        with pytest.raises(ValueError, match="Tasks takes every add as a whole task; use update='experience'"):
+            Replay(Buffer(12, Tasks()), **options)
+    with pytest.raises(ValueError, match="logits belong to a training step.*another policy than Tasks"):
+        DERppStrategy(buffer=Buffer(12, Tasks()), **template())
+
+
+class Nearby(GuidedRetrieval):
+    """Looks at the stream's rows and at the model, and draws uniformly."""
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def rows(self, store, n, rng, arrivals, probe):
+        self.seen.append((arrivals["x"].shape[0], probe.losses(arrivals).shape))
+        return Uniform().rows(store, n, rng)
+
+
+@pytest.mark.parametrize("where", ["plugin", "buffer"])
+def test_retrievals_see_the_rows_of_the_stream_and_the_model(where: str) -> None:
+    nearby = Nearby()
+    own = {"retrieval": nearby} if where == "buffer" else {}
+    replay = Replay(Buffer(12, policies.Reservoir(), **own), retrieval=None if own else nearby)
+    naive(replay).train(unlabelled().train_stream, eval_streams=[])
+    assert len(nearby.seen) == 15 and set(nearby.seen) == {(5, (5,))}
+
+
+def test_a_guided_retrieval_names_what_it_lacks() -> None:
+    from replaykit.probe import Probe
+
+    buffer = Buffer(4, policies.Reservoir(), Nearby())
+    buffer.add({"x": torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match="Nearby chooses by the model and the rows of the stream; pass"):
+        buffer.sample(2)
+    with pytest.raises(ValueError, match=r"Nearby needs columns \['x', 'y'\]; the memory lacks \['y'\]"):
+        buffer.sample(2, arrivals={"x": torch.zeros(1, 3)}, probe=Probe(torch.nn.Linear(3, 2)))
