@@ -22,11 +22,20 @@ class Config:
     per_class: int | None = None
     """Training rows of each class to use (2500 is half of CIFAR-10); default: all."""
     strategy: str = "derpp"
-    """How the memory is used: sgd (not at all), joint (all tasks at once), er, er_ace, der, derpp."""
+    """How the memory is used: sgd (not at all), joint (all tasks at once), er, er_ace, der, derpp, gss (a step on
+    new rows, then one on replayed rows), ocs (trains on the best rows of each batch)."""
     policy: str = "reservoir"
     """What the memory keeps; a name of scripts/tables.py."""
     retrieval: str = "uniform"
-    """What is replayed: uniform, class_balanced."""
+    """What is replayed: uniform, class_balanced, mir, aser."""
+    policy_options: tuple[str, ...] = ()
+    """Settings of the policy, as in --policy-options gate=sample references=5."""
+    retrieval_options: tuple[str, ...] = ()
+    """Settings of the retrieval, as in --retrieval-options candidates=100."""
+    strategy_options: tuple[str, ...] = ()
+    """Settings of the strategy that have no option of their own, as in --strategy-options repeats=1."""
+    layers: Literal["all", "last"] = "all"
+    """Whose gradients policies and retrievals compare: all trainable layers, or the last one."""
     memory: int = 100
     """Slots of the memory."""
     model: str | None = None
@@ -71,6 +80,8 @@ class Config:
     """Name of the run and of its folder; default: made of stream, strategy, policy, memory and seed."""
     out: str = "runs"
     """Folder of the runs."""
+    replace: bool = False
+    """Start over where a run of this name was cut."""
     resume: bool = False
     """Go on from the checkpoint in the run's folder, to the bits of a run that was not cut."""
 
@@ -96,7 +107,13 @@ class Config:
 
     @property
     def run_name(self) -> str:
-        return self.name or f"{self.stream}-{self.strategy}-{self.policy}-{self.memory}-{self.seed}"
+        if self.name:
+            return self.name
+        special = [self.retrieval] if self.retrieval != "uniform" else []
+        special += ["last"] if self.layers == "last" else []
+        special += [*self.policy_options, *self.retrieval_options, *self.strategy_options]
+        parts = [self.stream, self.strategy, self.policy, *special, str(self.memory), str(self.seed)]
+        return "-".join(parts).replace(os.sep, "_")
 
     def completed(self) -> Config:
         """The same with the settings below where nothing was given."""
@@ -157,7 +174,7 @@ _SETTINGS: dict[tuple[str, str], dict[int, tuple[float, ...]]] = {
 
 # Fields that say how a run is carried out and shown, not what it computes.
 CIRCUMSTANCES = {
-    *("name", "out", "data", "download", "resume", "checkpoint_every"),
+    *("name", "out", "data", "download", "resume", "replace", "checkpoint_every"),
     *("logger", "wandb_mode", "project", "threads"),
 }
 

@@ -50,6 +50,7 @@ class Experiment:
     def run(self) -> None:
         if self.saved is not None and self.saved.get("finished"):
             raise ValueError(f"the run in {self.folder} is finished; start another with --name")
+        self._refuse_to_replace()
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(self.folder / "config.json", asdict(self.config))
         self.console = Console(total=self._total_samples(), done=self.samples)
@@ -67,6 +68,17 @@ class Experiment:
         finally:
             for logger in self.loggers:
                 logger.close()
+
+    def _refuse_to_replace(self) -> None:
+        """A fresh start must not throw away a run that can go on."""
+        path = self.folder / "checkpoint.pt"
+        if self.config.resume or self.config.replace or not path.exists():
+            return
+        if not checkpoint.load(path).get("finished"):
+            raise ValueError(
+                f"{self.folder} holds a run that was cut; go on with --resume, start over with --replace, or give "
+                "another --name"
+            )
 
     def _open_loggers(self) -> None:
         resumed = self.iteration if self.config.resume else None
@@ -173,7 +185,6 @@ class Experiment:
     def save(self, finished: bool = False) -> None:
         if not self.config.checkpoint_every:
             return
-        stream_loss = getattr(self.strategy, "stream_loss", None)
         state = {
             "config": asdict(self.config),
             "task": self.task,
@@ -184,7 +195,7 @@ class Experiment:
             "records": self.records,
             "model": self.model.state_dict(),
             "optimizer": self.strategy.optimizer.state_dict(),
-            "stream_loss": None if stream_loss is None else stream_loss.state_dict(),
+            "strategy": self.strategy.state_dict(),
             "buffer": self.buffer.state_dict(),
             "generators": checkpoint.generators(),
             "finished": finished,
@@ -198,8 +209,7 @@ class Experiment:
             raise ValueError(f"{path} is of another run; " + "; ".join(different))
         self.model.load_state_dict(saved["model"])
         self.buffer.load_state_dict(saved["buffer"])
-        if saved["stream_loss"] is not None:
-            self.strategy.stream_loss.load_state_dict(saved["stream_loss"])
+        self.strategy.load_state_dict(saved["strategy"])
         self.task, self.iteration, self.samples = saved["task"], saved["iteration"], saved["samples"]
         self.seconds, self.records = saved["seconds"], saved["records"]
 

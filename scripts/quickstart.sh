@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 prepare ""
-python scripts/train.py --stream split_digits --strategy derpp --policy reservoir --memory 100 --epochs 5 --name quickstart "$@"
+python scripts/train.py --stream split_digits --strategy derpp --policy reservoir --memory 100 --epochs 5 --name quickstart --replace "$@"

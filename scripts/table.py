@@ -19,7 +19,8 @@ from config import CIRCUMSTANCES
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("stream", "strategy", "policy", "memory", "seeds", "accuracy", "forgetting", "AAA", "WC-ACC", "seconds")
+RUN = ("stream", "strategy", "policy", "retrieval", "memory")
+COLUMNS = (*RUN, "seeds", "accuracy", "forgetting", "AAA", "WC-ACC", "seconds")
 
 
 @dataclass
@@ -54,10 +55,10 @@ def main(options: Options) -> None:
 
 def _group(config: dict[str, Any]) -> tuple[Any, ...]:
     """What is shown of a run, and everything else but the seed: runs that differ there are not averaged."""
-    shown = (config["stream"], config["strategy"], config["policy"], config["memory"])
+    shown = tuple(config[name] for name in RUN)
     if config["strategy"] in ("sgd", "joint"):
-        shown = (config["stream"], config["strategy"], "-", 0)
-    hidden = CIRCUMSTANCES | {"seed", "stream", "strategy", "policy", "memory"}
+        shown = (config["stream"], config["strategy"], "-", "-", 0)
+    hidden = CIRCUMSTANCES | {"seed", *RUN}
     rest = {name: value for name, value in config.items() if name not in hidden}
     return (*shown, json.dumps(rest, sort_keys=True))
 
@@ -73,8 +74,8 @@ def _line(group: tuple[Any, ...], results: list[dict[str, Any]]) -> list[str]:
     names = ("average_accuracy", "forgetting", "average_anytime_accuracy", "worst_case_accuracy")
     seeds = {result["config"]["seed"] for result in results}
     if len(seeds) < len(results):
-        sys.exit(f"{group[:4]}: {len(results)} results but {len(seeds)} seeds; give each run once")
-    return [*map(str, group[:4]), str(len(results)), *map(spread, names), spread("seconds", 1, 1)]
+        sys.exit(f"{group[:5]}: {len(results)} results but {len(seeds)} seeds; give each run once")
+    return [*map(str, group[:5]), str(len(results)), *map(spread, names), spread("seconds", 1, 1)]
 
 
 if __name__ == "__main__":

@@ -9,13 +9,16 @@ from typing import Any, TypeVar
 import torch
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from config import Config
+from options import build
 
 from replaykit import Buffer, benchmarks, policies, retrieval
 from replaykit.augment import Views
 from replaykit.avalanche import Template
 from replaykit.benchmarks import Stream
+from replaykit.buffer import AnyRetrieval
 from replaykit.plan import Policy
-from replaykit.strategies import DER, ER, ERACE, DERpp
+from replaykit.probe import Probe
+from replaykit.strategies import DER, ER, ERACE, GSS, OCS, DERpp
 
 T = TypeVar("T")
 
@@ -99,7 +102,7 @@ def make_model(config: Config, stream: Stream) -> torch.nn.Module:
 
 # -- memories ---------------------------------------------------------------------------------------------
 
-POLICIES: dict[str, Callable[[], Policy]] = {
+POLICIES: dict[str, Callable[..., Policy]] = {
     "reservoir": policies.Reservoir,
     "random_key": policies.RandomKeyReservoir,
     "ring": policies.RingBuffer,
@@ -107,16 +110,29 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "partitioning": policies.PartitioningReservoir,
     "balanced": policies.BalancedReservoir,
     "greedy_balanced": policies.GreedyBalanced,
+    "k_means": policies.KMeans,
+    "mean_of_features": policies.MeanOfFeatures,
+    "gss_greedy": policies.GSSGreedy,
+    "gss_iqp": policies.GSSIQP,
+    "gss_clust": policies.GSSClust,
+    "ocs": policies.OCS,
+    "shapley": policies.ShapleyReservoir,
 }
-RETRIEVALS: dict[str, Callable[[], retrieval.Retrieval]] = {
+RETRIEVALS: dict[str, Callable[..., AnyRetrieval]] = {
     "uniform": retrieval.Uniform,
     "class_balanced": retrieval.ClassBalanced,
+    "mir": retrieval.MIR,
+    "aser": retrieval.ASER,
 }
 
 
 def make_buffer(config: Config) -> Buffer:
-    policy = choose(POLICIES, config.policy, "policy")()
-    draw = choose(RETRIEVALS, config.retrieval, "retrieval")()
+    policy = build(choose(POLICIES, config.policy, "policy"), config.policy_options, f"policy {config.policy!r}")
+    draw = build(
+        choose(RETRIEVALS, config.retrieval, "retrieval"),
+        config.retrieval_options,
+        f"retrieval {config.retrieval!r}",
+    )
     return Buffer(config.memory, policy, draw, device=config.device, seed=config.seed)
 
 
@@ -134,38 +150,20 @@ class Viewing(SupervisedPlugin):
         strategy.mbatch[0] = self.views.train(strategy.mbatch[0])
 
 
-def _sgd(config: Config, views: Views, plugins: list[Any], buffer: Buffer, **template: Any) -> Template:
+def _sgd(views: Views, plugins: list[Any], **template: Any) -> Template:
     return Template(plugins=[Viewing(views), *plugins], **template)
 
 
-def _er(config: Config, views: Views, plugins: list[Any], buffer: Buffer, **template: Any) -> Template:
-    mem = config.batch_size_mem
-    return ER(
-        buffer=buffer, batch_size_mem=mem, joint=config.joint_forward, views=views, plugins=plugins, **template
-    )
-
-
-def _er_ace(config: Config, views: Views, plugins: list[Any], buffer: Buffer, **template: Any) -> Template:
-    return ERACE(buffer=buffer, batch_size_mem=config.batch_size_mem, views=views, plugins=plugins, **template)
-
-
-def _der(config: Config, views: Views, plugins: list[Any], buffer: Buffer, **template: Any) -> Template:
-    own: dict[str, Any] = {"alpha": config.alpha, "batch_size_mem": config.batch_size_mem}
-    return DER(buffer=buffer, views=views, plugins=plugins, **own, **template)
-
-
-def _derpp(config: Config, views: Views, plugins: list[Any], buffer: Buffer, **template: Any) -> Template:
-    own: dict[str, Any] = {"alpha": config.alpha, "beta": config.beta, "batch_size_mem": config.batch_size_mem}
-    return DERpp(buffer=buffer, views=views, plugins=plugins, **own, **template)
-
-
-STRATEGIES: dict[str, Callable[..., Template]] = {
-    "sgd": _sgd,
-    "joint": _sgd,
-    "er": _er,
-    "er_ace": _er_ace,
-    "der": _der,
-    "derpp": _derpp,
+# What is built, and the fields of the configuration that it takes under names of its own.
+STRATEGIES: dict[str, tuple[Callable[..., Template], dict[str, str]]] = {
+    "sgd": (_sgd, {}),
+    "joint": (_sgd, {}),
+    "er": (ER, {"joint": "joint_forward"}),
+    "er_ace": (ERACE, {}),
+    "der": (DER, {"alpha": "alpha"}),
+    "derpp": (DERpp, {"alpha": "alpha", "beta": "beta"}),
+    "gss": (GSS, {}),
+    "ocs": (OCS, {}),
 }
 
 
@@ -173,15 +171,20 @@ def make_strategy(
     config: Config, model: torch.nn.Module, buffer: Buffer, views: Views, plugins: list[Any]
 ) -> Template:
     """The strategy of a completed configuration, with no metrics or loggers of Avalanche's."""
-    make = choose(STRATEGIES, config.strategy, "strategy")
+    make, fields = choose(STRATEGIES, config.strategy, "strategy")
+    fixed = {name: getattr(config, field) for name, field in fields.items()}
+    if uses_memory(config):
+        fixed |= {"buffer": buffer, "batch_size_mem": config.batch_size_mem}
+        fixed["probe"] = lambda strategy: Probe(strategy.model, prepare=views.eval, layers=config.layers)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No loggers specified")
         evaluator = EvaluationPlugin()
-    return make(
-        config,
-        views,
-        plugins,
-        buffer,
+    return build(
+        make,
+        config.strategy_options,
+        f"strategy {config.strategy!r}",
+        views=views,
+        plugins=plugins,
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=config.lr or 0.0, momentum=config.momentum),
         criterion=torch.nn.CrossEntropyLoss(),
@@ -189,6 +192,7 @@ def make_strategy(
         train_epochs=config.epochs,
         device=torch.device(config.device),
         evaluator=evaluator,
+        **fixed,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,12 @@ class ERACE(Template):
         )
         plugins = [self.replay, *(plugins or ())]
         super().__init__(model=model, optimizer=optimizer, plugins=plugins, **template)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.stream_loss.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.stream_loss.load_state_dict(state)
 
     def criterion(self) -> Tensor:
         if self.is_training:

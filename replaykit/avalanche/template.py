@@ -55,6 +55,15 @@ class Template(SupervisedTemplate):
     _after_eval_forward = _event("after_eval_forward")
     _after_eval_iteration = _event("after_eval_iteration")
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides model, optimiser and buffer: plain tensors and numbers."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state, or raise `ValueError` and keep the present one."""
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}")
+
     def training_epoch(self, **kwargs: Any) -> None:
         self._ask()
         super().training_epoch(**kwargs)
