@@ -119,15 +119,18 @@ class Probe:
         head = self._head_of(step)
 
         def both(part: Batch, args: tuple[Any, ...]) -> Tensor:
-            seen: list[tuple[Tensor, Tensor]] = []
-            handle = head and head.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+            seen: list[tuple[Tensor, Tensor, int]] = []
+            handle = head and head.register_forward_hook(
+                lambda _, args, out: seen.append((args[0], out, out._version))
+            )
             try:
                 outputs = self.model(*args)
             finally:
                 if handle:
                     handle.remove()
-            if head and len(seen) == 1 and seen[0][1] is outputs:
-                # Only the last layer moves, and nothing comes after it: the rest need not be run again.
+            if head and len(seen) == 1 and seen[0][1] is outputs and seen[0][2] == outputs._version:
+                # Only the last layer moves, and nothing comes after it (not even a mask that is written into its
+                # output): the rest need not be run again.
                 moved_outputs = nn.functional.linear(seen[0][0], *_moved_parameters(head, step))
             else:
                 named = self._structure.parameters
@@ -135,7 +138,7 @@ class Probe:
                 moved_outputs = functional_call(self.model, values, args)
             return torch.stack([checked_rows(self.loss(out, part), part) for out in (outputs, moved_outputs)], 1)
 
-        losses = refuse_nan(self._rows(batch, both), "losses")
+        losses = refuse_nan(self._rows(batch, both), "losses").reshape(row_count(batch), 2)
         return losses[:, 0], losses[:, 1]
 
     def features(self, batch: Batch) -> Tensor:
@@ -285,14 +288,17 @@ class Probe:
         )
 
     def _head_of(self, step: Mapping[str, Tensor]) -> nn.Linear | None:
-        """The linear layer that all of these parameters belong to, if there is one."""
+        """The linear layer that these parameters belong to, alone and all, if it does nothing else."""
         self._notice_changes()
         unknown = step.keys() - self._structure.parameters.keys()
         if unknown:
             raise ValueError(f"the model has no parameters {sorted(unknown)}")
         owners = {name.rpartition(".")[0] for name in step}
         module = self._structure.modules[owners.pop()] if len(owners) == 1 else None
-        return module if type(module) is nn.Linear else None
+        if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        parameters, shared = self._structure.parameters, self._structure.shared
+        return None if any(id(parameters[name]) in shared for name in step) else module
 
     def _inputs(self, batch: Batch) -> tuple[Any, ...]:
         x = only_x(batch) if self.prepare is None else self.prepare(batch["x"])

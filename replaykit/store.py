@@ -474,7 +474,10 @@ def _checked_state(state: dict[str, Any], capacity: int) -> tuple[IntArray, Batc
     for name, rows in [*columns.items(), *widths.items()]:
         if not isinstance(rows, Tensor) or rows.ndim == 0 or rows.shape[0] != n:
             raise ValueError(f"corrupt state: column {name!r} does not hold {n} rows")
-    for name, note in state.get("notes", {}).items():
+    notes = state.get("notes", {})  # states of before there were notes lack them
+    if not isinstance(notes, dict):
+        raise ValueError(f"corrupt state: the notes are a {type(notes).__name__}, not a dict")
+    for name, note in notes.items():
         values = note.get("values") if isinstance(note, dict) and isinstance(note.get("start"), float) else None
         if not isinstance(values, Tensor) or values.shape != (n,) or values.dtype != torch.float64:
             raise ValueError(f"corrupt state: the notes {name!r} are not a start and {n} numbers of float64")

@@ -439,12 +439,15 @@ def devices_agree(trial: Trial) -> None:
     if not torch.cuda.is_available():
         return
     host = trial.feed(trial.buffer())
+    # Models round differently there: what a policy computes with one need agree in its choices only.
+    rounds = trial.probe() is not None
     for batches_on in ("cpu", "cuda"):
         buffer = trial.buffer(device="cuda")
         model = trial.make_model().to(batches_on)
         for batch in trial.batches():
             trial.add(buffer, {name: column.to(batches_on) for name, column in batch.items()}, model)
-        agree = same(_memory(host), _memory(buffer))
+        held = [(m.store.filled.tolist(), m["id"].tolist()) for m in (host, buffer)]
+        agree = held[0] == held[1] if rounds else same(_memory(host), _memory(buffer))
         promised(agree, f"CPU and CUDA keep the same rows (batches on {batches_on})")
 
 

@@ -17,8 +17,9 @@ import tracemalloc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
+import bench_selection
 import numpy as np
 import torch
 import tyro
@@ -34,12 +35,12 @@ from replaykit.benchmarks import Data, mlp, split
 from replaykit.strategies import ER
 
 console = Console(width=120)
-Part = Literal["memory", "bytes", "training"]
+Part = Literal["memory", "bytes", "training", "selection", "loops", "gram"]
 
 
 @dataclass
 class Options:
-    parts: list[Part] = field(default_factory=lambda: ["memory", "bytes", "training"])
+    parts: list[Part] = field(default_factory=lambda: list(get_args(Part)))
     """What to measure."""
     sizes: list[int] = field(default_factory=lambda: [500, 5_000, 100_000, 1_000_000])
     """Capacities of the memory part; a million rows take 3.2 GB."""
@@ -59,6 +60,13 @@ def main(options: Options) -> None:
         held_bytes(options)
     if "training" in options.parts:
         training(options)
+    for part, measure in (
+        ("selection", bench_selection.steps),
+        ("loops", bench_selection.loops),
+        ("gram", bench_selection.gram),
+    ):
+        if part in options.parts:
+            measure(console, options.repeats, options.seed)
 
 
 # -- the memory against bare reads and writes -------------------------------------------------------

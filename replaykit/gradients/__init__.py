@@ -10,10 +10,11 @@ from replaykit.gradients.last_layer import last_layer_gradients
 from replaykit.gradients.losses import RowLoss, cross_entropy, squared_error, weighted
 from replaykit.gradients.means import group_means
 from replaykit.gradients.model_gradients import per_sample_gradients
-from replaykit.gradients.result import PerSampleGradients
+from replaykit.gradients.result import DEGENERATE, PerSampleGradients
 
 __all__ = [
     "DEFAULT_BUDGET",
+    "DEGENERATE",
     "PerSampleGradients",
     "RowLoss",
     "cross_entropy",

@@ -106,7 +106,8 @@ class ModelGradients(PerSampleGradients):
             args, batch = self._at(rows)
             with scoring(self._objective.structure, self._mode):
                 parts = functional.weighted_sum(self._objective, args, batch, weights[rows])
-            total += self.layout.join(parts, total)
+            joined = self.layout.join(parts, total)
+            total = joined if len(rows) == self._n else total + joined
         return self._finite_sum(total)
 
     # -- inside -----------------------------------------------------------------------------------

@@ -87,7 +87,9 @@ class Objective:
 
     def losses_at(self, parameters: Mapping[str, Tensor], args: tuple[Any, ...], batch: Batch) -> Tensor:
         """Losses [n] with some parameters replaced, as a function of these alone."""
-        outputs = functional_call(self.model, {**self.fixed(), **parameters}, args)
+        outputs = functional_call(
+            self.model, {**self.fixed(), **parameters}, args, tie_weights=bool(self.structure.shared)
+        )
         return checked_rows(self.loss(outputs, batch), batch)
 
 
