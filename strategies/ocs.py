@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -109,6 +109,12 @@ class OCS(Template):
         plugins = [self.replay, *(plugins or ())]
         super().__init__(model=model, optimizer=optimizer, plugins=plugins, **template)
 
+    def state_dict(self) -> dict[str, Any]:
+        return self.replay.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.replay.load_state_dict(state)
+
 
 class PickedReplay(Replay):
     """Replay that leaves in a mini-batch only the rows worth training on, and offers the memory no others.
@@ -143,6 +149,17 @@ class PickedReplay(Replay):
         self.degenerate = 0
         self._needs_probe = True
         self._memory: Batch = {}
+        self._batches = 0  # of the stream in this experience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pool": self.pool.state_dict(), "batches": self._batches, "degenerate": self.degenerate}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        counts = [state.get("batches"), state.get("degenerate")]
+        if "pool" not in state or not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError(f"not the state of OCS's training: it has {sorted(map(str, state))}")
+        self.pool.load_state_dict(state["pool"])
+        self._batches, self.degenerate = int(state["batches"]), int(state["degenerate"])
 
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Draw Q, pick rows and take the others out of the mini-batch."""
@@ -154,7 +171,7 @@ class PickedReplay(Replay):
         n = len(mbatch[0])
         if n <= self.kappa:
             self.picked = np.arange(n)
-        elif strategy.clock.train_exp_iterations < self.warmup:
+        elif self._batches < self.warmup:
             self.picked = distinct(n, self.kappa, self.pool.draws)
         else:
             self.picked = self._best(strategy)[: self.kappa]
@@ -164,9 +181,10 @@ class PickedReplay(Replay):
         super().before_training_iteration(strategy, *args, **kwargs)
 
     def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        if strategy.clock.train_epoch_iterations == 0:
+        if self._batches % len(strategy.dataloader) == 0:  # counted here: a resumed run begins within an epoch
             self.pool.clear()
         self.pool.add(self._arrivals)
+        self._batches += 1
         self._arrivals, self._memory = {}, {}
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -174,7 +192,7 @@ class PickedReplay(Replay):
         if len(self.pool):
             self.buffer.add(self.pool.read(self.pool.store.filled), self._probe(strategy))
         self.pool.clear()
-        self._probed = None
+        self._probed, self._batches = None, 0
 
     # -- inside ---------------------------------------------------------------------------------------
 

@@ -109,9 +109,15 @@ def _linear(structure: Structure, name: str) -> nn.Linear:
     if name not in structure.modules:
         raise ValueError(f"the model has no module {name!r}")
     module = structure.modules[name]
+    own = [value for value in module._parameters.values() if value is not None]
     if type(module) is not nn.Linear:
         raise ValueError(
             f"the last layer {name!r} is a {type(module).__name__}, and the closed form needs an nn.Linear; "
             "name one by layer=, or use per_sample_gradients"
+        )
+    if module._forward_hooks or module._forward_pre_hooks or any(id(p) in structure.shared for p in own):
+        raise ValueError(
+            f"the last layer {name!r} has hooks or shares its parameters, so the closed form does not hold; "
+            "use per_sample_gradients"
         )
     return module

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 from table import Options, main
 
-CONFIG = {"stream": "split_mnist", "strategy": "er", "policy": "reservoir", "memory": 200, "lr": 0.1, "name": None}
+CONFIG = {
+    "stream": "split_mnist",
+    "strategy": "er",
+    "policy": "reservoir",
+    "retrieval": "uniform",
+    "memory": 200,
+    "lr": 0.1,
+    "name": None,
+}
 
 
 def write(folder: Path, name: str, accuracy: float, seed: int, **config: Any) -> Path:

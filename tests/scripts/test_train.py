@@ -66,13 +66,29 @@ class Killed(BaseException):
 
 
 STRATEGIES = ("sgd", "joint", "er", "er_ace", "der", "derpp")
+GUIDED: list[dict[str, Any]] = [
+    {"strategy": "gss", "policy": "gss_greedy", "strategy_options": ("repeats=2",)},
+    {"strategy": "ocs", "policy": "ocs", "strategy_options": ("kappa=4", "pool=10")},
+    {"strategy": "er", "policy": "gss_iqp", "policy_options": ("recent=6",), "retrieval": "mir"},
+    {"strategy": "derpp", "policy": "k_means", "retrieval": "aser", "layers": "last"},
+    {"strategy": "er_ace", "policy": "shapley"},
+    {"strategy": "er", "policy": "mean_of_features"},
+    {"strategy": "gss", "policy": "gss_clust", "policy_options": ("recent=6",)},
+]
 POLICIES = ("reservoir", "random_key", "ring", "class_balanced", "partitioning", "balanced", "greedy_balanced")
-GRID = [(STRATEGIES[i % 4 + 2], policy) for i, policy in enumerate(POLICIES)]
+GRID = [{"strategy": STRATEGIES[i % 4 + 2], "policy": policy} for i, policy in enumerate(POLICIES)]
+GRID += [{"strategy": "sgd", "policy": "reservoir"}, {"strategy": "joint", "policy": "reservoir"}]
 
 
-@pytest.mark.parametrize(("strategy", "policy"), [*GRID, ("sgd", "reservoir"), ("joint", "reservoir")])
+def test_every_policy_of_the_scripts_is_resumed_in_a_test() -> None:
+    from tables import POLICIES as ALL
+
+    assert {case["policy"] for case in [*GRID, *GUIDED]} == set(ALL)
+
+
+@pytest.mark.parametrize("chosen", [*GRID, *GUIDED], ids=lambda case: f"{case['strategy']}-{case['policy']}")
 def test_resuming_anywhere_equals_not_stopping(
-    strategy: str, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chosen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from config import Config
     from experiment import Experiment, Progress
@@ -80,8 +96,7 @@ def test_resuming_anywhere_equals_not_stopping(
     def make(name: str, resume: bool = False) -> Experiment:
         return Experiment(
             Config(
-                strategy=strategy,
-                policy=policy,
+                **chosen,
                 memory=17,
                 per_class=12,
                 epochs=2,
@@ -111,7 +126,7 @@ def test_resuming_anywhere_equals_not_stopping(
             continue
     first, second = result(tmp_path / "whole"), result(tmp_path / "cut")
     for found in (first, second):
-        for name in ("config", "seconds", "samples_per_second"):
+        for name in ("config", "seconds", "samples_per_second", "versions"):
             del found[name]
     assert first == second
 
@@ -123,6 +138,17 @@ def test_resuming_anywhere_equals_not_stopping(
         ({"strategy": "magic"}, "unknown strategy 'magic'; there are sgd, joint, er"),
         ({"policy": "magic"}, "unknown policy 'magic'; there are reservoir"),
         ({"memory": 0}, "--memory must be at least 1, got 0"),
+        ({"retrieval": "magic"}, "unknown retrieval 'magic'; there are uniform"),
+        ({"policy_options": ("size=3",)}, "policy 'reservoir' takes compat=...; got 'size=3'"),
+        (
+            {"policy": "gss_greedy", "policy_options": ("references=0",)},
+            "references is a number of gradients >= 1",
+        ),
+        (
+            {"strategy_options": ("fuse_replay",)},
+            "strategy 'derpp' takes .*fuse_replay=..., .*; got 'fuse_replay'",
+        ),
+        ({"strategy": "derpp", "policy": "ocs"}, "logits belong to a training step"),
         ({"lr": -1.0}, "--lr must not be negative"),
         ({"stream": "split_mnist", "data": "nowhere"}, "nowhere"),
         ({"resume": True, "name": "never"}, "no checkpoint"),
@@ -136,6 +162,31 @@ def test_bad_input_is_told(change: dict[str, Any], message: str, tmp_path: Path)
     with pytest.raises((ValueError, OSError, RuntimeError), match=message.replace("(", r"\(")):
         Experiment(Config(**{"out": str(tmp_path), **change}))
     assert not any(tmp_path.iterdir()), "a run that could not start leaves no folder"
+
+
+def test_a_cut_run_is_not_replaced_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from config import Config
+    from experiment import Experiment, Progress
+
+    def dies(self: Progress, *args: Any, **kwargs: Any) -> None:
+        raise Killed
+
+    options: dict[str, Any] = {"out": str(tmp_path), "name": "a", "per_class": 3, "tasks": 2, "memory": 5}
+    with monkeypatch.context() as patched:
+        iteration = Progress.before_training_exp
+        patched.setattr(
+            Progress,
+            "before_training_exp",
+            lambda self, s: (self.experiment.task and dies(self)) or iteration(self, s),
+        )
+        with pytest.raises(Killed):
+            Experiment(Config(**options)).run()
+    with pytest.raises(
+        ValueError, match="holds a run that was cut; go on with --resume, start over with --replace"
+    ):
+        Experiment(Config(**options)).run()
+    Experiment(Config(**options, replace=True)).run()
+    Experiment(Config(**options)).run()  # a finished one may be run again
 
 
 def test_a_checkpoint_of_another_run_or_a_broken_one_is_refused(tmp_path: Path) -> None:
