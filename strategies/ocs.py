@@ -205,14 +205,14 @@ class PickedReplay(Replay):
             rows = {name: torch.cat((column, self._memory[name])) for name, column in rows.items()}
         gradients = probe.gradients(rows)
         # A mini-batch is small: one pass and all inner products cost less than sums and more passes.
-        gram = gradients.gram().double().cpu().numpy()
-        values = of_gram(gram, n, self.tau)
+        gram, tau = gradients.gram().double().cpu().numpy(), self.tau if self._memory else 0.0
+        values = of_gram(gram, n, tau)
         if self._memory and not together:
             everything = self.buffer.read(self.buffer.store.filled, self._names)
             direction = probe.gradients(everything).mean()
-            values = values + self.tau * affinity(gradients, direction).double().cpu().numpy()
+            values = values + tau * affinity(gradients, direction).double().cpu().numpy()
         self.degenerate += int((gram.diagonal()[:n] < DEGENERATE**2).sum())
-        return best_first(values, self.tau)
+        return best_first(values, tau)
 
     def _draw(self, strategy: Any) -> Batch:
         """The memory batch that the scores were taken with, as the model wants it."""

@@ -88,7 +88,8 @@ def test_the_memory_is_that_of_the_literal_loop(tasks: list[list[int]], capacity
         before = [row for rows in literal.tasks for row in rows]
         mean = formed[before].mean(0) if before else None
         values = reference.scores(formed[low:high], tau, mean)
-        literal.end_of_task([low + i for i in reference.ranking(values, tau)], y.tolist())
+        order = reference.ranking(values, tau if before else 0.0)
+        literal.end_of_task([low + i for i in order], y.tolist())
         buffer.add({"id": torch.arange(low, high), "x": x[low:high], "y": y[low:high]}, Probe(model))
         assert list(stored(buffer).values()) == [rows for rows in literal.tasks if rows]
     assert len(buffer) == min(capacity, len(x))

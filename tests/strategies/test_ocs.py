@@ -182,6 +182,20 @@ def test_rows_are_scored_in_their_evaluation_view_and_stored_raw() -> None:
     assert not {tuple(x.tolist()) for batch in spy.batches for x in batch[0]} & known
 
 
+def test_small_differences_count_while_there_is_no_affinity() -> None:
+    """With tau = 1000 the affinity's rounding error is about the difference of these scores."""
+    g = torch.tensor([[1.0, 0.002], [1.0, 0.0], [1.0, 0.05], [1.0, 0.051]], dtype=torch.float64)
+    values = reference.scores(g)
+    assert max(values) - min(values) < 4e-3
+    x = nn.functional.pad(g, (0, DIM - 2))
+    data = unlabelled(4, 1, Labelled(x, torch.arange(4)))
+    model = nn.Linear(DIM, CLASSES, bias=False).double()
+    made = OCS(buffer=memory(), kappa=2, probe=lambda s: Probe(s.model, loss=lambda z, _: z[:, 0]),
+               **template(model, train_mb_size=4))  # fmt: skip
+    made.train(data.train_stream, eval_streams=[], shuffle=False)
+    assert made.replay.picked.tolist() == reference.ranking(values)[:2] != [0, 1]
+
+
 def test_the_pool_is_offered_once_and_then_empty() -> None:
     buffer, adds = memory(), []
     add = buffer.add
