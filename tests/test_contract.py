@@ -58,6 +58,7 @@ ARGUMENTS: dict[str, list[dict[str, object]]] = {
 }
 # Policies that look at a model are slower to check: their own files do it, on shorter streams.
 ELSEWHERE = {
+    "Coreset": "test_coreset.py",
     "GSSClust": "test_gss_clust.py",
     "GSSGreedy": "test_gss_greedy.py",
     "GSSIQP": "test_gss_iqp.py",

@@ -4,6 +4,7 @@ from replaykit.policies.aser_reservoir import ShapleyReservoir
 from replaykit.policies.balanced_reservoir import BalancedReservoir
 from replaykit.policies.chao import Chao
 from replaykit.policies.class_balanced import ClassBalancedReservoir
+from replaykit.policies.coreset import Coreset
 from replaykit.policies.efraimidis_spirakis import EfraimidisSpirakis
 from replaykit.policies.greedy_balanced import GreedyBalanced
 from replaykit.policies.gss_clust import GSSClust
@@ -24,6 +25,7 @@ __all__ = [
     "BalancedReservoir",
     "Chao",
     "ClassBalancedReservoir",
+    "Coreset",
     "EfraimidisSpirakis",
     "GSSClust",
     "GSSGreedy",
