@@ -92,7 +92,7 @@ class ModelGradients(PerSampleGradients):
         refuse_mixing(objective.structure, mode)
 
     def rows(self, index: Tensor | IntArray | Sequence[int]) -> PerSampleGradients:
-        if self._plan is not None and len(self._cache) == len(self._plan) > 0:
+        if self._at_hand and self._plan:
             held = [(rows, self._cache[chunk]) for chunk, rows in enumerate(self._plan)]
             return FactoredGradients(self.layout, self._n, self._like, self._budget, held).rows(index)
         numbers = row_numbers(index, self._n)
@@ -101,6 +101,8 @@ class ModelGradients(PerSampleGradients):
         return ModelGradients(self._objective, batch, self._route, self._mode, groups, self._budget)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
+        if self._at_hand and not self._objective.structure.changed():
+            return super().weighted_sum(weights)
         total, weights = self._empty(self.p), self._weights(weights)
         for rows in self._chunks():
             args, batch = self._at(rows)
@@ -112,10 +114,14 @@ class ModelGradients(PerSampleGradients):
 
     # -- inside -----------------------------------------------------------------------------------
 
+    @property
+    def _at_hand(self) -> bool:
+        """Whether the factors of all rows were computed before and kept."""
+        return self._plan is not None and len(self._cache) == len(self._plan)
+
     def _dots(self, directions: Tensor) -> Tensor:
         # One forward-mode pass costs less than the factors, two or more cost more, unless factors are there.
-        at_hand = self._plan is not None and len(self._cache) == len(self._plan)
-        if self._route == "auto" and len(directions) == 1 and not at_hand:
+        if self._route == "auto" and len(directions) == 1 and not self._at_hand:
             products = self._along(directions)
             if products is not None:
                 return products

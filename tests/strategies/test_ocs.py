@@ -35,6 +35,7 @@ from replaykit.gradients import cross_entropy
 from replaykit.policies.ocs import OCS as Policy
 from replaykit.probe import Probe
 from replaykit.strategies.ocs import OCS
+from replaykit.testing import same
 
 
 def memory(capacity: int = 12, seed: int = 3, policy=None) -> Buffer:
@@ -184,11 +185,10 @@ def test_rows_are_scored_in_their_evaluation_view_and_stored_raw() -> None:
 
 def test_small_differences_count_while_there_is_no_affinity() -> None:
     """With tau = 1000 the affinity's rounding error is about the difference of these scores."""
-    g = torch.tensor([[1.0, 0.002], [1.0, 0.0], [1.0, 0.05], [1.0, 0.051]], dtype=torch.float64)
-    values = reference.scores(g)
+    x = torch.tensor([[1.0, 0.002], [1.0, 0.0], [1.0, 0.05], [1.0, 0.051]], dtype=torch.float64)
+    data = unlabelled(4, 1, Labelled(nn.functional.pad(x, (0, DIM - 2)), torch.arange(4)))
+    values = reference.scores(next(minibatches(data, 4))[0])
     assert max(values) - min(values) < 4e-3
-    x = nn.functional.pad(g, (0, DIM - 2))
-    data = unlabelled(4, 1, Labelled(x, torch.arange(4)))
     model = nn.Linear(DIM, CLASSES, bias=False).double()
     made = OCS(buffer=memory(), kappa=2, probe=lambda s: Probe(s.model, loss=lambda z, _: z[:, 0]),
                **template(model, train_mb_size=4))  # fmt: skip
@@ -323,6 +323,17 @@ def test_gradients_without_a_direction_are_counted_and_nan_stops_the_training() 
     x[9, 2] = float("nan")
     with pytest.raises(ValueError, match="losses are NaN or infinite in rows"):
         OCS(buffer=memory(), kappa=3, **template(train_mb_size=16)).train(data.train_stream, eval_streams=[])
+
+
+def test_its_state_is_the_pool_and_two_counts() -> None:
+    made, other = (OCS(buffer=memory(), kappa=3, seed=seed, **template(train_mb_size=8)) for seed in (0, 1))
+    made.replay.pool.add(dict(zip("xy", rows(5), strict=True)))
+    made.replay.degenerate = 2
+    other.load_state_dict(made.state_dict())
+    assert same(other.state_dict(), made.state_dict()) and len(other.replay.pool) == 5
+    for bad in ({}, {**made.state_dict(), "batches": -1}, {**made.state_dict(), "degenerate": 0.5}):
+        with pytest.raises(ValueError, match="not the state of OCS's training"):
+            other.load_state_dict(bad)
 
 
 def test_the_plugin_can_be_saved() -> None:
