@@ -27,7 +27,8 @@ def command(defaults: Config) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        message = str(error).replace("download=True", "--download")
+        sys.exit(f"{type(error).__name__}: {message}")
 
 
 if __name__ == "__main__":
