@@ -22,6 +22,7 @@ from replaykit.augment import views
 from replaykit.benchmarks import Data, mlp, slim_resnet18, split
 from replaykit.gradients import per_sample_gradients
 from replaykit.probe import Probe
+from replaykit.selectors.ocs_scores import of_gram
 from replaykit.strategies import ER, OCS
 
 BATCH = 10
@@ -132,11 +133,10 @@ def loops(console: Console, repeats: int, seed: int) -> None:
     console.print(table)
 
 
-def _ocs(probe: Probe, rows: dict[str, Tensor]) -> Tensor:
-    from replaykit.selectors.ocs_scores import diversity, similarity
-
+def _ocs(probe: Probe, rows: dict[str, Tensor]) -> object:
+    """As `replaykit.strategies.OCS` scores a mini-batch."""
     gradients = probe.gradients(rows)
-    return similarity(gradients) + diversity(gradients)
+    return of_gram(gradients.gram(torch.float64).numpy(), len(rows["y"]))
 
 
 def _rows(columns: dict[str, Tensor], which: slice) -> dict[str, Tensor]:
