@@ -147,7 +147,7 @@ class Probe:
         Raises:
             ValueError: the last layer does not take one vector a row.
         """
-        return self._once("features", batch, lambda: refuse_nan(self._rows(batch, self._features), "features"))
+        return self._once("features", batch, lambda: self._rows(batch, self._features))
 
     def gradients(self, batch: Batch) -> PerSampleGradients:
         """Gradients of the losses of all rows: norms, inner products, cosines, ... without forming them."""
