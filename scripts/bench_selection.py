@@ -110,8 +110,6 @@ def loops(console: Console, repeats: int, seed: int) -> None:
     probe = Probe(model, prepare=prepare)
     rows = {"x": data.x_train, "y": data.y_train}
     arrivals, stored = _rows(rows, slice(0, 20)), _rows(rows, slice(20, 120))
-    buffer = rk.Buffer(300, policies.GSSIQP(recent=100), seed=seed)
-    buffer.add(_rows(rows, slice(0, 300)), probe)
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "cosines of 10 rows with 100 (GSS, per sample)": (
             lambda: probe.gradients(_rows(rows, slice(0, 10))).cosine(probe.gradients(stored)),

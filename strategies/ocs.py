@@ -11,7 +11,6 @@ from torch import Tensor
 
 from replaykit.augment import Views
 from replaykit.avalanche import Replay, Template
-from replaykit.avalanche.dataset import column_names
 from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.draws import distinct
 from replaykit.gradients.result import DEGENERATE
@@ -164,9 +163,7 @@ class PickedReplay(Replay):
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Draw Q, pick rows and take the others out of the mini-batch."""
         mbatch = strategy.mbatch
-        if len(self._names) != len(mbatch):
-            self._names = column_names(strategy.adapted_dataset, len(mbatch))
-        self._arrivals = dict(zip(self._names, mbatch, strict=True))
+        self._keep_arrivals(strategy)
         self._memory = self._sample(strategy, self._names) if len(self.buffer) else {}
         n = len(mbatch[0])
         if n <= self.kappa:

@@ -140,9 +140,7 @@ class Replay(SupervisedPlugin):
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the raw rows, append memory rows (without a loss), make the view."""
         mbatch = strategy.mbatch
-        if len(self._names) != len(mbatch):
-            self._names = _names_of(strategy, mbatch)
-        self._arrivals = dict(zip(self._names, mbatch, strict=True))
+        self._keep_arrivals(strategy)
         rows, replayed = mbatch[0].shape[0], 0
         if self.loss is None and len(self.buffer):
             memory = self._sample(strategy, self._names)
@@ -181,6 +179,13 @@ class Replay(SupervisedPlugin):
         self.from_memory = strategy.from_memory = self._marked(len(strategy.mbatch[0]), 0, strategy.device)
 
     # -- inside ---------------------------------------------------------------------------------------
+
+    def _keep_arrivals(self, strategy: Any) -> None:
+        """The raw rows of the mini-batch, by column."""
+        mbatch = strategy.mbatch
+        if len(self._names) != len(mbatch):
+            self._names = _names_of(strategy, mbatch)
+        self._arrivals = dict(zip(self._names, mbatch, strict=True))
 
     def _draw(self, strategy: Any) -> Batch:
         """A fresh memory batch, its x as the model wants it."""

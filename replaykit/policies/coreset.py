@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from replaykit.draws import distinct
+from replaykit.gradients.rows import take
 from replaykit.plan import Plan, Policy, check_growth, labels, row_count
 from replaykit.policies.joined import joined
 from replaykit.selectors.pool import Pool, Quantity, Selection, Selector
@@ -99,7 +100,7 @@ class Coreset(Policy):
             return Plan(np.arange(n), free, columns, distinct=True)
         taking_part = self._taking_part(n, rng)
         slots = np.sort(store.filled)
-        candidates = _rows(arrivals, taking_part)
+        candidates = take(arrivals, torch.from_numpy(taking_part))
         weight = torch.full((len(slots) + len(taking_part),), n / len(taking_part), dtype=torch.float64)
         if len(slots):
             weight[: len(slots)] = torch.from_numpy(store.host(WEIGHT)[slots])
@@ -167,13 +168,6 @@ def _inputs(x: Tensor, probe: Probe | None) -> Tensor:
     if probe is not None and probe.prepare is not None:
         return probe.prepare(x)
     return x.float() / 255 if x.dtype == torch.uint8 else x
-
-
-def _rows(batch: Batch, index: IntArray) -> Batch:
-    if len(index) == row_count(batch):
-        return batch
-    where = torch.from_numpy(index)
-    return {name: column.index_select(0, where.to(column.device)) for name, column in batch.items()}
 
 
 def _replacing(store: Store, slots: IntArray, arrivals: IntArray, chosen: IntArray, weights: Tensor) -> Plan:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from replaykit.policies.cosines import Numbers, cosines
+from replaykit.gradients.cosines import Numbers, cosines
 from replaykit.policies.select_when_full import SelectWhenFull
 from replaykit.store import Batch, IntArray
 

@@ -34,8 +34,8 @@ import numpy as np
 import torch
 
 from replaykit.draws import distinct
+from replaykit.gradients.cosines import Numbers, inverse_lengths
 from replaykit.plan import NOTHING, Plan, Policy, check_growth, row_count
-from replaykit.policies.cosines import Numbers, inverse_lengths
 from replaykit.policies.joined import joined
 from replaykit.store import Batch, IntArray, Store
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from replaykit.policies.cosines import Numbers, cosines
+from replaykit.gradients.cosines import Numbers, cosines
 from replaykit.policies.least_similar import least_similar
 from replaykit.policies.select_when_full import SelectWhenFull
 from replaykit.store import Batch, IntArray

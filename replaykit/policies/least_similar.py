@@ -11,7 +11,7 @@ from itertools import chain, combinations
 
 import numpy as np
 
-from replaykit.policies.cosines import Numbers
+from replaykit.gradients.cosines import Numbers
 from replaykit.store import IntArray
 
 _FEW, _SETS = 22, 200_000  # vectors, and sets of them, that are tried one by one

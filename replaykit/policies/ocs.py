@@ -39,6 +39,7 @@ import torch
 
 from replaykit.draws import distinct
 from replaykit.gradients import PerSampleGradients
+from replaykit.gradients.rows import take
 from replaykit.plan import Plan, Policy, check_growth, labels
 from replaykit.policies.joined import joined
 from replaykit.selectors.ocs_scores import FloatArray, best_first, scores
@@ -193,8 +194,7 @@ class _Rows:
         new, held = rows[rows >= self.held] - self.held, rows[rows < self.held]
         arrivals = self.arrivals
         if len(new) < len(self.y) - self.held:
-            index = torch.from_numpy(new)
-            arrivals = {name: column.index_select(0, index.to(column.device)) for name, column in arrivals.items()}
+            arrivals = take(arrivals, torch.from_numpy(new))
         return joined(self.store, self.slots[held], arrivals)
 
     def plan(self, kept: IntArray, rank: IntArray) -> Plan:

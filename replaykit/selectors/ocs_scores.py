@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from replaykit.gradients.cosines import inverse_lengths
 from replaykit.gradients.result import DEGENERATE, PerSampleGradients
 from replaykit.store import IntArray
 
@@ -83,8 +84,7 @@ def scores(
 def of_gram(gram: FloatArray, n: int, tau: float = 0.0) -> FloatArray:
     """The same scores of the first n rows of a Gram matrix [n + m, n + m]; the other m are the reference rows."""
     m = len(gram) - n
-    lengths = np.sqrt(np.maximum(gram.diagonal()[:n], 0.0))
-    inverse = np.where(lengths < DEGENERATE, 0.0, 1 / np.maximum(lengths, DEGENERATE))
+    inverse = inverse_lengths(gram.diagonal()[:n])
     weights = np.zeros((n + m, 3))  # of ḡ, of the sum of all directions, and of r
     weights[:n, 0], weights[:n, 1], weights[n:, 2] = 1 / n, inverse, 1 / max(m, 1)
     products = gram @ weights

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import gss as reference
 
 from replaykit import Buffer
-from replaykit.policies.cosines import cosines
+from replaykit.gradients.cosines import cosines
 from replaykit.policies.gss_iqp import GSSIQP
 from replaykit.policies.least_similar import best_of_all, dropped, exchanged, least_similar, total
 from replaykit.policies.select_when_full import selected
