@@ -110,9 +110,10 @@ class Experiment:
 
     def evaluate(self, end_of_task: bool) -> None:
         """Accuracy on the test rows of every task, what is in the memory, and a line in every log."""
+        classifier = self.strategy.classifier()
         row = [
             metrics.accuracy(
-                self.model, *self.stream.tensors(task, "test"), self.views.eval, 500, self.config.device
+                classifier, *self.stream.tensors(task, "test"), self.views.eval, 500, self.config.device
             )
             for task in range(len(self.stream))
         ]

@@ -55,6 +55,13 @@ class Template(SupervisedTemplate):
     _after_eval_forward = _event("after_eval_forward")
     _after_eval_iteration = _event("after_eval_iteration")
 
+    def classifier(self) -> Any:
+        """What predicts at evaluation, a module from inputs to logits: the model, unless a strategy has its own.
+
+        Called once before each evaluation, so a nearest-mean classifier may take its means anew here.
+        """
+        return self.model
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides model, optimiser and buffer: plain tensors and numbers."""
         return {}
