@@ -15,14 +15,16 @@ class Data:
 
     Attributes:
         name: what the data are called in results.
-        x_train: images [n, c, h, w] or feature rows [n, d], uint8 (0 to 255) or float32.
+        x_train: images [n, c, h, w] or feature rows [n, d], uint8 (0 to 255) or float32; or token ids
+            [n, length], int64 from 0.
         y_train: labels 0 to classes - 1, int64 [n].
         x_test, y_test: the same for the test set.
         classes: number of classes.
         mean, std: one number a channel (a feature for rows), of the training set, with uint8 counted as
-            0 to 1. Computed when not given.
+            0 to 1. Computed when not given; empty for token ids.
         class_names: one name a class; the numbers when not given.
         source: where the arrays came from.
+        vocabulary: the word of every token id.
 
     Raises:
         TypeError: a dtype other than those above.
@@ -39,6 +41,7 @@ class Data:
     std: Sequence[float] = ()
     class_names: Sequence[str] = ()
     source: str = ""
+    vocabulary: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -50,7 +53,9 @@ class Data:
                 f"{self.name}: training rows are {list(self.x_train.shape[1:])} of {self.x_train.dtype}, "
                 f"test rows {list(self.x_test.shape[1:])} of {self.x_test.dtype}; they must be alike"
             )
-        if not self.mean or not self.std:
+        if self.are_ids:
+            self._check_ids()
+        elif not self.mean or not self.std:
             mean, std = channel_statistics(self.x_train)
             object.__setattr__(self, "mean", self.mean or mean)
             object.__setattr__(self, "std", self.std or std)
@@ -59,7 +64,7 @@ class Data:
         self._check_lengths()
 
     def _check_lengths(self) -> None:
-        channels = self.x_train.shape[1]
+        channels = 0 if self.are_ids else self.x_train.shape[1]
         wanted = {"mean": channels, "std": channels, "class_names": self.classes}
         for field, length in wanted.items():
             if len(getattr(self, field)) != length:
@@ -67,13 +72,33 @@ class Data:
                     f"{self.name}: {field} has {len(getattr(self, field))} entries, expected {length}"
                 )
 
+    def _check_ids(self) -> None:
+        lowest = min(int(self.x_train.min()), int(self.x_test.min()))
+        highest = max(int(self.x_train.max()), int(self.x_test.max()))
+        if lowest < 0 or highest >= len(self.vocabulary):
+            raise ValueError(
+                f"{self.name}: token ids {lowest} to {highest} for a vocabulary of {len(self.vocabulary)} words; "
+                "give a word for every id"
+            )
+
+    @property
+    def are_ids(self) -> bool:
+        """Whether a row is a sequence of token ids."""
+        return self.x_train.dtype == torch.int64
+
     @property
     def shape(self) -> torch.Size:
-        """Shape of one row: (c, h, w) or (d,)."""
+        """Shape of one row: (c, h, w), (d,) or (length,)."""
         return self.x_train.shape[1:]
 
     def as_float(self) -> Data:
-        """The same data as float32, uint8 mapped to [0, 1]; four times the bytes."""
+        """The same data as float32, uint8 mapped to [0, 1]; four times the bytes.
+
+        Raises:
+            TypeError: token ids, which are names and no numbers.
+        """
+        if self.are_ids:
+            raise TypeError(f"{self.name} holds token ids, which have no floating-point form; leave as_float out")
         if self.x_train.dtype == torch.float32:
             return self
         return replace(self, x_train=self.x_train.float().div_(255), x_test=self.x_test.float().div_(255))
@@ -108,11 +133,14 @@ def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def _check_rows(name: str, split: str, x: Tensor, y: Tensor) -> None:
-    if x.dtype not in (torch.uint8, torch.float32):
-        raise TypeError(f"{name}: x_{split} is {x.dtype}, expected uint8 (0 to 255) or float32; convert it")
-    if x.ndim not in (2, 4):
+    if x.dtype not in (torch.uint8, torch.float32, torch.int64):
+        raise TypeError(
+            f"{name}: x_{split} is {x.dtype}, expected uint8 (0 to 255), float32, or int64 token ids; convert it"
+        )
+    if x.ndim not in (2, 4) or (x.dtype == torch.int64 and x.ndim != 2):
         raise ValueError(
-            f"{name}: x_{split} has shape {list(x.shape)}, expected images [n, c, h, w] or rows [n, d]"
+            f"{name}: x_{split} is {x.dtype} {list(x.shape)}, expected images [n, c, h, w], rows [n, d] or token "
+            "ids [n, length]"
         )
     if y.dtype != torch.int64 or y.ndim != 1:
         raise TypeError(f"{name}: y_{split} is {y.dtype} of shape {list(y.shape)}, expected int64 [n]")

@@ -52,7 +52,7 @@ class TaskStream(SequenceCLStream):
         self._made: dict[int, DatasetExperience] = {}
 
     def _full_length(self) -> int:
-        return len(self._stream)
+        return len(getattr(self._stream, self._split))
 
     def _make_experience(self, experience_idx: int) -> DatasetExperience:
         if experience_idx in self._made:
@@ -116,4 +116,4 @@ class TaskStream(SequenceCLStream):
         """The classes whose labels occur in every task."""
         data = self._stream.data
         y = (data.y_train if self._split == "train" else data.y_test).numpy()
-        return [np.unique(y[self._stream.rows(task, self._split)]).tolist() for task in range(len(self._stream))]
+        return [np.unique(y[self._stream.rows(task, self._split)]).tolist() for task in range(self._full_length())]

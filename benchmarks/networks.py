@@ -14,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from replaykit.benchmarks.dropout import Dropout
+
 
 class Network(nn.Module):
     """A body that maps x [n, ...] to features [n, d], and a linear classifier over them.
@@ -87,7 +89,7 @@ def mlp(
         for before, after in pairwise((inputs, *hidden)):
             layers += [nn.Linear(before, after), nn.ReLU()]
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
         model = Network(nn.Sequential(*layers), hidden[-1], classes)
         for module in model.modules():
             if isinstance(module, nn.Linear):
@@ -111,13 +113,13 @@ def convnet(
         raise ValueError(f"convnet needs images of at least 16 × 16 pixels, got {size} × {size}; use mlp")
 
     def stage(before: int, after: int) -> list[nn.Module]:
-        return [nn.Conv2d(before, after, 5), nn.Dropout(dropout), nn.ReLU(), nn.MaxPool2d(2)]
+        return [nn.Conv2d(before, after, 5), Dropout(dropout), nn.ReLU(), nn.MaxPool2d(2)]
 
     with seeded(seed):
         body = nn.Sequential(
             *stage(channels, 32),
             *stage(32, 64),
             nn.Flatten(),
-            *(nn.Linear(64 * side * side, 128), nn.Dropout(dropout), nn.ReLU()),
+            *(nn.Linear(64 * side * side, 128), Dropout(dropout), nn.ReLU()),
         )
         return Network(body, 128, classes)

@@ -43,9 +43,12 @@ class Stream:
         transform, eval_transform: applied by Avalanche row by row to training and test rows, e.g. torchvision
             transforms. Test rows get `transform` too where `eval_transform` is not given, as in Avalanche. Slow;
             leave them out where the images are normalised and augmented in batches.
+        test_task: the test task that every training task belongs to, in ascending order, where the two are cut
+            otherwise (see `in_batches`); None where they go in pairs.
 
     Raises:
-        ValueError: lists of different lengths, an empty task, rows that do not exist or come twice in a task.
+        ValueError: lists of different lengths, an empty task, rows that do not exist or come twice in a task,
+            test tasks that do not exist or do not ascend.
     """
 
     name: str
@@ -58,20 +61,41 @@ class Stream:
     true_labels: Tensor | None = None
     transform: Callable[[Any], Any] | None = None
     eval_transform: Callable[[Any], Any] | None = None
+    test_task: Sequence[int] | None = None
     _changed: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         lengths = (len(self.train), len(self.test), len(self.classes_per_task))
-        if len(set(lengths)) != 1 or not self.train:
+        if not self.train or lengths[0] != lengths[2] or (self.paired and lengths[0] != lengths[1]):
             raise ValueError(f"{self.name}: train, test and classes_per_task need one entry a task, got {lengths}")
+        self._check_test_task()
         for split in ("train", "test"):
             n = len(getattr(self.data, f"y_{split}"))
             for task, rows in enumerate(getattr(self, split)):
                 _check_rows(f"{self.name}, task {task}, {split}", rows, n)
 
+    def _check_test_task(self) -> None:
+        given, tasks = list(self.test_task or ()), len(self.test)
+        fits = len(given) == len(self) and given == sorted(given) and given[0] >= 0 and given[-1] < tasks
+        if not self.paired and not fits:
+            raise ValueError(
+                f"{self.name}: test_task needs a number in 0..{tasks - 1} for each of the {len(self)} training "
+                f"tasks, in ascending order, got {given}"
+            )
+
     def __len__(self) -> int:
-        """Number of tasks."""
+        """Number of training tasks."""
         return len(self.train)
+
+    @property
+    def paired(self) -> bool:
+        """Whether every training task has a test task of its own."""
+        return self.test_task is None
+
+    @property
+    def current(self) -> list[int]:
+        """The test task in training during every training task: `current` of `replaykit.metrics`."""
+        return list(range(len(self)) if self.test_task is None else self.test_task)
 
     @property
     def classes(self) -> int:
@@ -108,9 +132,9 @@ class Stream:
         """Row numbers of a task in the tensors of `data`. Raises as `tensors`."""
         if split not in ("train", "test"):
             raise ValueError(f"split is 'train' or 'test', got {split!r}")
-        if not 0 <= task < len(self):
-            raise IndexError(f"{self.name} has tasks 0..{len(self) - 1}, got {task}")
         listed: Sequence[IntArray] = getattr(self, split)
+        if not 0 <= task < len(listed):
+            raise IndexError(f"{self.name} has tasks 0..{len(listed) - 1}, got {task}")
         return listed[task]
 
     @cached_property

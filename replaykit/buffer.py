@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -14,13 +14,16 @@ from torch import Tensor
 
 from replaykit.plan import NOTHING, FunctionPolicy, Plan, Policy
 from replaykit.retrieval import GuidedRetrieval, Retrieval, Uniform
-from replaykit.store import Batch, IntArray, Store, check_capacity, describe
+from replaykit.store import LOSS, REPLAYED, Batch, IntArray, Store, check_capacity, describe
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from replaykit.probe import Probe
 
 AnyRetrieval: TypeAlias = Retrieval | GuidedRetrieval
 
+_CURE = "add batches that have it, or choose another retrieval"
 _UNIFORM = Uniform()
 _UNCACHED: AbstractContextManager[object] = nullcontext()
 _EXACT = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -43,6 +46,9 @@ class Buffer:
         folder: keep the columns in memory-mapped files of this folder (CPU only).
         check_finite: refuse NaN and infinity in floating columns other than ``x``. By default on for
             columns that arrive on the CPU; on an accelerator the check would wait for the device.
+        count_replays: count how often each stored row is drawn, in the notes ``replayed``, which are read like a
+            column and start at 0 when another row takes the slot. On by itself for a policy or retrieval that
+            looks at them.
 
     Example:
         >>> import torch
@@ -64,7 +70,13 @@ class Buffer:
         seed: int | np.random.Generator = 0,
         folder: str | os.PathLike[str] | None = None,
         check_finite: bool | None = None,
+        count_replays: bool = False,
     ) -> None:
+        for value, what in ((policy, "policy"), (retrieval, "retrieval")):
+            if isinstance(value, type):
+                raise TypeError(f"{value.__name__} is a class; make a {what} of it: {value.__name__}(...)")
+        if not hasattr(retrieval, "rows"):
+            raise TypeError(f"a retrieval has a method rows(store, n, rng), {type(retrieval).__name__} has none")
         self.store = Store(capacity, device, folder)
         self.policy = policy if isinstance(policy, Policy) else FunctionPolicy(policy)
         self.retrieval = retrieval
@@ -73,6 +85,10 @@ class Buffer:
             self.rng, self.draws = seed, seed.spawn(1)[0]
         else:
             self.rng, self.draws = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(2))
+        self._torn = False  # whether an error left policy and table at odds
+        looks = getattr(retrieval, "counts", False) or REPLAYED in getattr(retrieval, "columns", ())
+        self.count_replays = count_replays or self.policy.counts or looks
+        self._begin_counts()
 
     # -- what is in it ----------------------------------------------------------------------------
 
@@ -98,7 +114,7 @@ class Buffer:
         return self.store.device
 
     def __getitem__(self, name: str) -> Tensor:
-        """One column of all stored rows [len, ...] (a copy), in the order of `store.filled`."""
+        """One column, or notes, of all stored rows [len, ...] (a copy), in the order of `store.filled`."""
         return self.store.read(self.store.filled, [name])[name]
 
     def __repr__(self) -> str:
@@ -118,7 +134,12 @@ class Buffer:
 
         Raises:
             ValueError, TypeError: the batch does not fit the memory or the policy. Nothing has changed then.
+            MemoryError and its like: there is no room for the columns that the batch brings. Nothing has changed
+                then either. After an error in the middle of a write, which leaves policy and table at odds, the
+                memory refuses to go on (RuntimeError) until `clear` or `load_state_dict`.
         """
+        if self._torn:
+            self._refuse()
         n, direct = self.store.admit(batch)
         if n == 0:
             return 0
@@ -129,14 +150,16 @@ class Buffer:
                 f"{type(self.policy).__name__} needs {', '.join(self.policy.needs)} of a probe; "
                 "pass add(batch, probe=Probe(model, ...))"
             )
-        try:
-            with _cached(probe) if self.policy.needs else _UNCACHED:
-                plan = self.policy.plan(batch, self.store, self.rng, probe)
-        except (ValueError, KeyError, TypeError) as error:
-            message = error.args[0] if error.args else error
-            raise type(error)(f"{self._policy_name}: {message} [batch {describe(batch)}]") from error
-        if plan is not NOTHING:
-            self._apply(plan, batch, direct)
+        if direct or self.store.is_prepared(batch):
+            plan = self._plan(batch, probe)
+            if plan is not NOTHING:
+                try:
+                    self._apply(plan, batch, direct)
+                except BaseException:
+                    self._torn |= bool(self.policy.state_dict())
+                    raise
+        else:
+            plan = self._plan_and_apply(batch, probe)
         self.store.seen += n
         return len(plan.slot)
 
@@ -150,6 +173,9 @@ class Buffer:
     ) -> Batch:
         """Draw `n` rows, or all of them when fewer are stored: tensors on the buffer's device.
 
+        Columns of the policy's own are among them where they are numbers (weights, ranks, scores), not where
+        they are vectors (features, centroids); `read` has all.
+
         Args:
             arrivals, probe: the rows of the stream that come into the same step, and the model, for
                 retrievals that look at them (MIR, ASER).
@@ -157,7 +183,8 @@ class Buffer:
         Raises:
             ValueError: `n` is below 1, the memory is empty, or the retrieval lacks what it looks at.
         """
-        return self.read(self.draw(n, retrieval, arrivals=arrivals, probe=probe))
+        slots = self.draw(n, retrieval, arrivals=arrivals, probe=probe)
+        return self.drawn(slots, retrieval)
 
     def draw(
         self,
@@ -168,28 +195,107 @@ class Buffer:
         probe: Probe | None = None,
     ) -> IntArray:
         """The slots that `sample` would read."""
+        if self._torn:
+            self._refuse()
         if n < 1:
             raise ValueError(f"sample at least 1 row, got {n}")
         if len(self.store) == 0:
             raise ValueError("the memory is empty: add a batch before sampling, or ask len(buffer) first")
         retrieval = retrieval or self.retrieval
-        if not isinstance(retrieval, GuidedRetrieval):
-            return retrieval.rows(self.store, n, self.draws)
+        counting = self.count_replays or getattr(retrieval, "counts", False)
+        if counting and not self.count_replays:
+            self.store.note(REPLAYED, 0.0)
+        try:
+            if isinstance(retrieval, GuidedRetrieval):
+                slots = self._guided(retrieval, n, arrivals, probe)
+            else:
+                slots = retrieval.rows(self.store, n, self.draws)
+        except KeyError as error:
+            raise KeyError(f"{type(retrieval).__name__}: {error.args[0]}; {_CURE}") from error
+        if counting:
+            np.add.at(self.store.note(REPLAYED, 0.0), slots, 1.0)
+        return slots
+
+    def _guided(self, retrieval: GuidedRetrieval, n: int, arrivals: Batch | None, probe: Probe | None) -> IntArray:
         name = type(retrieval).__name__
-        if arrivals is None or probe is None:
+        if arrivals is None or (probe is None and retrieval.needs_probe):
+            by, given = ("the model and ", ", probe=Probe(model, ...)") if retrieval.needs_probe else ("", "")
             raise ValueError(
-                f"{name} chooses by the model and the rows of the stream; pass "
-                "sample(n, arrivals=batch, probe=Probe(model, ...))"
+                f"{name} chooses by {by}the rows of the stream; pass sample(n, arrivals=batch{given})"
             )
         for where, held in (("the memory", self.store.columns), ("the stream's batch", arrivals)):
             if missing := [column for column in retrieval.columns if column not in held]:
-                raise ValueError(f"{name} needs columns {list(retrieval.columns)}; {where} lacks {missing}")
+                raise ValueError(
+                    f"{name} needs columns {list(retrieval.columns)}; {where} lacks {missing}; {_CURE}"
+                )
         with _cached(probe):
-            return retrieval.rows(self.store, n, self.draws, arrivals, probe)
+            return retrieval.rows(self.store, n, self.draws, arrivals, probe)  # type: ignore[arg-type]
+
+    def drawn(
+        self, slots: IntArray, retrieval: AnyRetrieval | None = None, names: Iterable[str] | None = None
+    ) -> Batch:
+        """The batch of drawn rows: named columns, or what `sample` has, and what the retrieval adds to them."""
+        store, beside = self.store, getattr(retrieval or self.retrieval, "beside", None)
+        if names is None and store.own:
+            names = [
+                name for name, column in store.columns.items() if name not in store.own or not len(column.row)
+            ]
+        if beside is None:
+            return store.read(slots, names)
+        added: Batch = beside(store, slots)
+        batch = store.read(slots, None if names is None else [name for name in names if name not in added])
+        for name, rows in added.items():
+            batch[name] = rows.to(store.device)
+        return batch
 
     def read(self, slots: IntArray, names: Iterable[str] | None = None) -> Batch:
         """Rows of given filled slots, in that order."""
         return self.store.read(slots, names)
+
+    # -- what became of replayed rows -------------------------------------------------------------
+
+    def observed(self, retrieval: AnyRetrieval | None = None) -> bool:
+        """Whether the policy or the retrieval wants to know the losses of replayed rows."""
+        return bool(self.policy.observes) or hasattr(retrieval or self.retrieval, "observe")
+
+    def observe(
+        self, slots: IntArray, losses: Tensor | NDArray[Any], retrieval: AnyRetrieval | None = None
+    ) -> None:
+        """Tell policy and retrieval the losses that replayed rows just had.
+
+        Call it after the training step and before the next `add`, which may write other rows there. Of a slot
+        that comes several times the last loss counts. Nothing happens when nobody wants to know.
+
+        Args:
+            slots: as `draw` gave them [k].
+            losses: one number for each of them [k].
+
+        Raises:
+            ValueError: another number of losses than slots, or losses that are not finite (on an accelerator
+                the policy finds out when it plans).
+            IndexError: a slot that is empty.
+        """
+        retrieval = retrieval or self.retrieval
+        if not len(slots) or not self.observed(retrieval):
+            return
+        values = torch.as_tensor(losses).detach()
+        if values.shape != (len(slots),):
+            raise ValueError(f"{len(slots)} replayed rows need one loss each, got losses {list(values.shape)}")
+        _, last = np.unique(slots[::-1], return_index=True)
+        if len(last) < len(slots):
+            chosen = len(slots) - 1 - last
+            slots, values = slots[chosen], values[torch.from_numpy(chosen).to(values.device)]
+        if not self.store.holds(slots):
+            raise IndexError(f"some of the slots {slots.tolist()} are empty, they were not replayed")
+        watching = getattr(retrieval, "observe", None)
+        if watching is not None or values.is_cpu:
+            values = values.cpu()
+            if not bool(values.isfinite().all()):
+                raise ValueError("losses of replayed rows are NaN or infinite: look at the learning rate")
+        if watching is not None:  # first, for it may refuse
+            watching(self.store, slots, values.double().numpy())
+        if LOSS in self.policy.observes and LOSS in self.store.columns:
+            self.store.revise(slots, {LOSS: values.to(self.store.columns[LOSS].dtype)})
 
     # -- its life ---------------------------------------------------------------------------------
 
@@ -199,6 +305,8 @@ class Buffer:
         Shrinking keeps the law of the policy. Growing cannot give back what was dropped, so it is refused
         unless `grow` names a way that the policy offers.
         """
+        if self._torn:
+            self._refuse()
         check_capacity(capacity)
         keep = self.policy.resize(self.store, capacity, self.rng, grow)
         self.store.rearrange(keep, capacity)
@@ -207,9 +315,13 @@ class Buffer:
         """Forget all rows and all state of the policy; the generators go on."""
         self.store.clear()
         self.policy.reset()
+        self._torn = False
+        self._begin_counts()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on bit for bit; loads with ``torch.load(weights_only=True)``."""
+        if self._torn:
+            self._refuse()
         return {
             "policy": type(self.policy).__name__,
             "policy_state": self.policy.state_dict(),
@@ -241,7 +353,8 @@ class Buffer:
         except ValueError:
             self.policy.load_state_dict(before)
             raise
-        self.rng, self.draws = rng, draws
+        self.rng, self.draws, self._torn = rng, draws, False
+        self._begin_counts()
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -263,20 +376,63 @@ class Buffer:
             if not finite and not bool(value.isfinite().all()):
                 raise ValueError(f"column {name!r} holds NaN or infinity; nothing was stored")
 
+    def _refuse(self) -> NoReturn:
+        raise RuntimeError(
+            f"an earlier add was broken off while it wrote, {self._policy_name} and the table are at odds; "
+            "clear() the memory or load_state_dict() a saved one"
+        )
+
+    def _begin_counts(self) -> None:
+        if self.count_replays:
+            self.store.note(REPLAYED, 0.0)
+
+    def _plan(self, batch: Batch, probe: Probe | None) -> Plan:
+        try:
+            with _cached(probe) if self.policy.needs else _UNCACHED:
+                return self.policy.plan(batch, self.store, self.rng, probe)
+        except (ValueError, KeyError, TypeError) as error:
+            message = error.args[0] if error.args else error
+            raise type(error)(f"{self._policy_name}: {message} [batch {describe(batch)}]") from error
+
+    def _plan_and_apply(self, batch: Batch, probe: Probe | None) -> Plan:
+        """For a batch with columns that have to be made first: if there is no room, nothing has changed."""
+        policy, rng = self.policy.state_dict(), self.rng.bit_generator.state
+        plan = self._plan(batch, probe)
+        try:
+            self._apply(plan, batch, False)
+        except BaseException:
+            self.policy.load_state_dict(policy)
+            self.rng.bit_generator.state = rng
+            raise
+        return plan
+
     def _apply(self, plan: Plan, batch: Batch, direct: bool) -> None:
+        store, revision = self.store, plan.revise
         if not plan.distinct:
-            self.store.check_slots(plan.slot)
-        if plan.release is not None:
-            self.store.release(plan.release)
-        if plan.revise is not None:
-            self.store.own.update(plan.revise[1].keys() - batch.keys())
-            self.store.revise(*plan.revise)
-        if not len(plan):
+            store.check_slots(plan.slot)
+        if direct and not plan.columns and plan.release is None and revision is None:
+            if len(plan):
+                store.put(plan.slot, batch, plan.source)
             return
-        if direct and not plan.columns:
-            self.store.put(plan.slot, batch, plan.source)
-        else:
-            self.store.write(plan.slot, batch, plan.source, plan.columns)
+        columns, widths = dict(store.columns), dict(store.widths)
+        try:  # All that can fail, before anything is emptied or overwritten.
+            if revision is not None:  # either may widen a column of the other
+                store.prepare(batch if len(plan) else {}, plan.columns, revision[1])
+            revise = None if revision is None else store.revised(*revision)
+            write = store.staged(plan.slot, batch, plan.source, plan.columns) if len(plan) else None
+        except BaseException:
+            store.columns, store.widths = columns, widths
+            raise
+        self._torn = True
+        if plan.release is not None:
+            store.release(plan.release)
+        if revise is not None and revision is not None:
+            store.own.update(revision[1].keys() - batch.keys())
+            revise()
+        if write is not None:
+            write()
+            store.start_notes(plan.slot)
+        self._torn = False
 
 
 def _cached(probe: Any) -> AbstractContextManager[object]:

@@ -64,9 +64,13 @@ class HostColumn:
         return rows if self._carrier is self.dtype else rows.view(self.dtype)
 
     def write(self, slots: IntArray, rows: Tensor, source: IntArray | None) -> None:
+        self.commit(slots, self.stage(rows, source))
+
+    def stage(self, rows: Tensor, source: IntArray | None) -> NDArray[Any]:
+        """Rows as `commit` takes them: all that may lack memory, before anything is written."""
         if rows.device.type != "cpu":
             rows, source = _gather(rows, source).cpu(), None
-        self.put(slots, self.host(rows), source)
+        return self.staged(self.host(rows), source)
 
     def host(self, rows: Tensor) -> NDArray[Any]:
         """Rows on the CPU as an array that shares their memory, in the type that carries this column."""
@@ -79,11 +83,16 @@ class HostColumn:
         except RuntimeError:  # a conjugated or negated view, which torch has not computed yet
             return rows.resolve_conj().resolve_neg().numpy()
 
-    def put(self, slots: IntArray, rows: NDArray[Any], source: IntArray | None) -> None:
+    def staged(self, rows: NDArray[Any], source: IntArray | None) -> NDArray[Any]:
+        """Rows of an array of `host` as `commit` takes them."""
         if self._items is None or len(rows) == 0:
-            return
+            return rows
         items = np.frombuffer(rows if rows.flags.c_contiguous else rows.copy(), self._item)
-        self._items[slots] = items if source is None else items.take(source)
+        return items if source is None else items.take(source)
+
+    def commit(self, slots: IntArray, items: NDArray[Any]) -> None:
+        if self._items is not None and len(items):
+            self._items[slots] = items
 
 
 class DeviceColumn:
@@ -101,9 +110,14 @@ class DeviceColumn:
         return self.tensor.index_select(0, slots)
 
     def write(self, slots: Tensor, rows: Tensor, source: IntArray | None) -> None:
+        self.commit(slots, self.stage(rows, source))
+
+    def stage(self, rows: Tensor, source: IntArray | None) -> Tensor:
         # The surviving rows are gathered where they are, so that only they travel.
-        rows = _gather(rows, source).to(self.tensor.device, non_blocking=True)
-        self.tensor.index_copy_(0, slots, rows)
+        return _gather(rows, source).to(self.tensor.device, non_blocking=True)
+
+    def commit(self, slots: Tensor, items: Tensor) -> None:
+        self.tensor.index_copy_(0, slots, items)
 
 
 Column: TypeAlias = HostColumn | DeviceColumn

@@ -17,8 +17,8 @@ class NearestMean(nn.Module):
     """Logits [n, c] are minus the squared distances to the means; classes without a mean get -inf.
 
     Args:
-        features: inputs [n, ...] to features [n, d], such as the embedding of a network. A module is registered, so
-            that the mode of this one is its mode; the means are not parameters.
+        features: inputs [n, ...] to features [n, d], such as `replaykit.embedding.Embedding`. A module is
+            registered, so that the mode of this one is its mode; the means are not parameters.
         normalise: scale features and means to length 1, as iCaRL does.
 
     Attributes:

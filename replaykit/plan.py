@@ -79,6 +79,12 @@ class Policy:
     columns: tuple[str, ...] = ()
     #: Whether each `add` is taken as all that a task has to offer, and so must come at the end of one.
     per_task: bool = False
+    #: What it wants to know of replayed rows: ``("loss",)`` keeps the column ``loss`` at the last known losses.
+    observes: tuple[str, ...] = ()
+    #: Whether it looks at the notes ``replayed``, which count how often each stored row was drawn.
+    counts: bool = False
+    #: Columns that it writes beside the batch's; None: it does not say.
+    writes: tuple[str, ...] | None = None
 
     def plan(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None) -> Plan:
         """Say which arrivals [n, ...] go where. `store.seen` counts the rows offered before these."""

@@ -10,13 +10,15 @@ that number beside the column as ``<name>_width``: 0 for a row that never had th
 every row is complete there is no such entry.
 
 Whoever reads a memory may keep notes on its rows (how often each was replayed, say): one number a slot,
-on the host, that starts anew when another row is written there.
+on the host, that starts anew when another row is written there. Notes are read by name like columns, and
+what a reader derives from them (a tree of sums, say) it keeps up to date by `touched`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,11 +29,14 @@ from torch import Tensor
 
 from replaykit.columns import Column, DeviceColumn, HostColumn, IntArray
 
-__all__ = ["WIDTH", "Batch", "IntArray", "Store", "check_capacity", "describe"]
+__all__ = ["LOSS", "REPLAYED", "WIDTH", "Batch", "IntArray", "Store", "check_capacity", "describe"]
 
 Batch: TypeAlias = dict[str, Tensor]
 
 WIDTH = "_width"
+LOSS = "loss"  # the column of last known losses
+REPLAYED = "replayed"  # the notes that count how often each row was drawn
+_REMEMBERED = 256  # writes, for readers that keep up with them
 
 
 class Store:
@@ -70,6 +75,8 @@ class Store:
         self.widths: dict[str, NDArray[np.int32]] = {}
         self.own: set[str] = set()  # columns that the policy writes and batches do not bring
         self.notes: dict[str, tuple[NDArray[np.float64], float]] = {}  # by slot, and what a new row starts with
+        self._touched: deque[IntArray] | None = None  # the last slots written or emptied, once somebody asked
+        self._touches = 0
         self._filled: IntArray = np.empty(self.capacity, np.int64)
         self._rank: IntArray = np.full(self.capacity, -1, np.int64)
         self._count = 0
@@ -103,10 +110,13 @@ class Store:
         return filled
 
     def host(self, name: str) -> NDArray[Any]:
-        """A whole column as a NumPy array [capacity, ...]: a view on the CPU, a copy elsewhere.
+        """A whole column, or the notes of this name, as a NumPy array [capacity, ...].
 
-        Rows of empty slots hold leftovers: index it with `filled`.
+        A view on the CPU, a copy elsewhere; notes are a view always. Rows of empty slots hold leftovers: index
+        it with `filled`.
         """
+        if name in self.notes and name not in self.columns:
+            return self.notes[name][0]
         column = self.columns[self._known(name)]
         if isinstance(column, HostColumn):
             return column.tensor.numpy()
@@ -127,6 +137,27 @@ class Store:
         if begun != start:
             raise ValueError(f"the notes {name!r} start with {begun}, not {start}: two readers use one name")
         return array
+
+    def touch(self, slots: IntArray) -> None:
+        """Say that notes of these slots were changed, to those who follow `touched`."""
+        if self._touched is not None:
+            self._touched.append(slots.copy())
+            self._touches += 1
+
+    def touched(self, mark: int) -> tuple[int, IntArray | None]:
+        """The mark of now, and the slots [k] that were written, emptied or touched since an older mark.
+
+        None: some of them are forgotten, look at all. So it is at the first call, and whenever the array of
+        the notes is another one than before (`clear`, `rearrange`, `load_state_dict`).
+        """
+        if self._touched is None:
+            self._touched = deque(maxlen=_REMEMBERED)
+            return self._touches, None
+        missed = self._touches - mark
+        if not 0 <= missed <= len(self._touched):
+            return self._touches, None
+        recent = [self._touched[i] for i in range(-missed, 0)]
+        return self._touches, np.concatenate(recent) if recent else np.empty(0, np.int64)
 
     # -- the door ---------------------------------------------------------------------------------
 
@@ -211,7 +242,7 @@ class Store:
     # -- reading and writing ----------------------------------------------------------------------
 
     def read(self, slots: IntArray, names: Iterable[str] | None = None) -> Batch:
-        """Copy of the rows of `slots`, in that order.
+        """Copy of the rows of `slots`, in that order: of all columns, or of the named columns and notes.
 
         On the CPU, and while no slot was emptied, negative slots count back from the last filled one.
 
@@ -220,11 +251,19 @@ class Store:
             IndexError: a slot that is empty or does not exist.
         """
         # Without holes the filled slots are those below the count, which a column on the host checks itself.
-        if (self._top != self._count or self.device.type != "cpu") and not self._all_filled(slots):
+        if (self._top != self._count or self.device.type != "cpu") and not self.holds(slots):
             raise IndexError(f"some of the slots {slots.tolist()} are empty or do not exist")
         where = self._address(slots)
-        chosen = self.columns if names is None else {name: self.columns[self._known(name)] for name in names}
+        noted: list[str] = []
+        if names is None:
+            chosen = self.columns
+        else:
+            names = list(names)
+            noted = [name for name in names if name in self.notes and name not in self.columns]
+            chosen = {name: self.columns[self._known(name)] for name in names if name not in noted}
         batch = {name: column.read(where, self._top) for name, column in chosen.items()}
+        for name in noted:
+            batch[name] = torch.from_numpy(self.notes[name][0][slots]).to(self.device)
         for name, width in self.widths.items():
             if name in batch:
                 batch[name + WIDTH] = torch.from_numpy(width[slots].astype(np.int64)).to(self.device)
@@ -242,49 +281,82 @@ class Store:
         Slots are distinct. Columns that are not named keep their values. `beside` holds columns of the
         policy's own [len(slots), ...]; where it names a column of the batch too, it wins.
         """
-        self._write(slots, batch, source, beside)
-        self._start_notes(slots)
+        self.staged(slots, batch, source, beside)()
+        self.start_notes(slots)
 
-    def _write(self, slots: IntArray, batch: Batch, source: IntArray | None, beside: Batch | None) -> None:
+    def staged(
+        self, slots: IntArray, batch: Batch, source: IntArray | None = None, beside: Batch | None = None
+    ) -> Callable[[], None]:
+        """A `write` that lies ready: all that can fail happens here, what is returned copies the rows.
+
+        Notes stay as they are.
+        """
         self.check_slots(slots)
         parts = ((batch, source), (beside or {}, None))
         for part, rows_of in parts:
             for name, rows in part.items():
-                self._check_rows(name, rows)
                 if rows_of is None and rows.shape[0] != len(slots):
                     raise ValueError(f"column {name!r} has {rows.shape[0]} rows for {len(slots)} slots")
-        for part, _ in parts:
-            for name, rows in part.items():
-                self._prepare(name, rows)
-        if beside:
-            self.own.update(beside.keys() - batch.keys())
-        where = self._address(slots)
+        self.prepare(batch, beside or {})
+        where: Any = self._address(slots)
+        ready: list[tuple[str, int, Any]] = []
         for part, rows_of in parts:
             for name, rows in part.items():
                 column = self.columns[name]
-                rows = rows.detach() if rows.requires_grad else rows
+                padded = _padded(rows.detach() if rows.requires_grad else rows, column.row)
+                ready.append((name, _width(rows.shape[1:]), column.stage(padded, rows_of)))
+
+        def commit() -> None:
+            if beside:
+                self.own.update(beside.keys() - batch.keys())
+            for name, width, items in ready:
                 if name in self.widths:
-                    self.widths[name][slots] = _width(rows.shape[1:])
-                    rows = _padded(rows, column.row)
-                column.write(where, rows, rows_of)
-        self._occupy(slots)
+                    self.widths[name][slots] = width
+                self.columns[name].commit(where, items)
+            self._occupy(slots)
+
+        return commit
+
+    def is_prepared(self, batch: Batch) -> bool:
+        """Whether every column of a batch is there and as wide as its rows."""
+        return all(
+            name in self.columns and rows.shape[1:] == self.columns[name].row for name, rows in batch.items()
+        )
+
+    def prepare(self, *batches: Batch) -> None:
+        """Make the columns that batches need, and widen those that are too narrow: all of them, or none."""
+        columns, widths = dict(self.columns), dict(self.widths)
+        try:
+            for batch in batches:
+                for name, rows in batch.items():
+                    self._check_rows(name, rows)
+                    self._prepare(name, rows)
+        except BaseException:
+            self.columns, self.widths = columns, widths
+            raise
 
     def put(self, slots: IntArray, batch: Batch, source: IntArray | None) -> None:
         """`write` for a batch that `admit` lets pass and slots known to be distinct and below the capacity."""
-        for name, rows in batch.items():
-            column = self.columns[name]
-            assert isinstance(column, HostColumn)
-            column.put(slots, column.host(rows), source)
+        columns: Any = self.columns  # `admit` found them on the host
+        ready = [
+            (columns[name], columns[name].staged(columns[name].host(rows), source)) for name, rows in batch.items()
+        ]
+        for column, items in ready:
+            column.commit(slots, items)
         if self.notes:
-            self._start_notes(slots)
+            self.start_notes(slots)
         if self._count < self.capacity:
             self._occupy(slots)
 
     def revise(self, slots: IntArray, batch: Batch) -> None:
         """Overwrite some columns of rows that stay: new weights, refreshed features. Notes stay too."""
+        self.revised(slots, batch)()
+
+    def revised(self, slots: IntArray, batch: Batch) -> Callable[[], None]:
+        """A `revise` that lies ready, like `staged`."""
         if len(slots) and not self.is_filled(slots).all():
             raise IndexError(f"slots {slots[~self.is_filled(slots)].tolist()} are empty, nothing to revise")
-        self._write(slots, batch, None, None)
+        return self.staged(slots, batch)
 
     def release(self, slots: IntArray) -> None:
         """Empty some filled slots."""
@@ -294,6 +366,7 @@ class Store:
         self._filled[: self._count] = keep
         self._rank[keep] = np.arange(self._count)
         self._top = int(keep.max()) + 1 if self._count else 0
+        self.touch(slots)
 
     def rearrange(self, slots: IntArray, capacity: int) -> None:
         """Change the capacity: new slot i holds what `slots[i]` held (nothing where it is -1).
@@ -370,7 +443,7 @@ class Store:
             return slots
         return torch.from_numpy(slots).to(self.device, non_blocking=True)
 
-    def _all_filled(self, slots: IntArray) -> bool:
+    def holds(self, slots: IntArray) -> bool:
         if len(slots) == 0:
             return True
         inside = int(slots.min()) >= 0 and int(slots.max()) < self.capacity
@@ -405,9 +478,11 @@ class Store:
                 wider.write(self._address(self.filled), _padded(held, row), None)
                 self.columns[name] = wider
 
-    def _start_notes(self, slots: IntArray) -> None:
+    def start_notes(self, slots: IntArray) -> None:
+        """Other rows lie in these slots now."""
         for array, start in self.notes.values():
             array[slots] = start
+        self.touch(slots)
 
     def _occupy(self, slots: IntArray) -> None:
         new = slots[self._rank[slots] < 0] if self._count < self.capacity else slots[:0]

@@ -255,6 +255,9 @@ def rows_come_from_the_stream(trial: Trial) -> None:
         _check_rows(trial, held, f"after {offered} rows")
         kept = int(torch.isin(batch["id"], held["id"]).sum())
         promised(stayed == kept, f"add returns how many rows stayed: it said {stayed}, {kept} did")
+    if buffer.policy.writes is not None:
+        more = sorted(buffer.store.columns.keys() - trial.stream.keys() - set(buffer.policy.writes))
+        promised(not more, f"`writes` names every column that the policy writes, {more} too")
 
 
 def capacity_is_never_exceeded(trial: Trial) -> None:

@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import bench_selection
+import bench_training
 import numpy as np
+import stopwatch
 import torch
 import tyro
 from avalanche.training.plugins import EvaluationPlugin
@@ -35,7 +37,7 @@ from replaykit.benchmarks import Data, mlp, split
 from replaykit.strategies import ER
 
 console = Console(width=120)
-Part = Literal["memory", "bytes", "training", "selection", "loops", "gram"]
+Part = Literal["memory", "bytes", "training", "selection", "loops", "gram", "mer", "derpp"]
 
 
 @dataclass
@@ -64,6 +66,8 @@ def main(options: Options) -> None:
         ("selection", bench_selection.steps),
         ("loops", bench_selection.loops),
         ("gram", bench_selection.gram),
+        ("mer", bench_training.mer),
+        ("derpp", bench_training.derpp),
     ):
         if part in options.parts:
             measure(console, options.repeats, options.seed)
@@ -150,17 +154,8 @@ def alternate(
     ours: Callable[[], object], bare: Callable[[], object] | None, repeats: int, calls: int = 300
 ) -> tuple[float, float]:
     """Median µs a call of both, timed in alternating blocks after a warm-up."""
-    forms = [ours] if bare is None else [ours, bare]
-    times: list[list[float]] = [[] for _ in forms]
-    for repeat in range(repeats + 1):
-        for form, collected in zip(forms, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(calls):
-                form()
-            if repeat:
-                collected.append((time.perf_counter() - start) / calls * 1e6)
-    medians = [float(np.median(collected)) for collected in times]
-    return medians[0], medians[1] if bare is not None else math.inf
+    _, seconds = stopwatch.alternate(repeats, *([ours] if bare is None else [ours, bare]), calls=calls)
+    return seconds[0] * 1e6, math.inf if bare is None else seconds[1] * 1e6
 
 
 # -- bytes held after a long stream -----------------------------------------------------------------

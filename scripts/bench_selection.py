@@ -13,8 +13,8 @@ import torch
 from avalanche.training.plugins import EvaluationPlugin
 from rich.console import Console
 from rich.table import Table
+from stopwatch import alternate, peak_bytes
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import replaykit as rk
 from replaykit import policies, retrieval
@@ -125,7 +125,7 @@ def loops(console: Console, repeats: int, seed: int) -> None:
         ),
     }
     for name, (ours, loop) in pairs.items():
-        mine, other = _alternate(ours, loop, repeats)
+        mine, other = (seconds * 1e3 for seconds in alternate(repeats, ours, loop)[1])
         verdict = "[green]met" if other >= 10 * mine else "[red]missed"
         table.add_row(name, f"{mine:.2f}", f"{other:.2f}", f"{other / mine:.1f} ×", "≥ 10 ×", verdict)
     console.print(table)
@@ -156,18 +156,6 @@ def _cosines(gradients: Tensor) -> Tensor:
     return unit @ unit.T
 
 
-def _alternate(ours: Callable[[], object], other: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median ms of both, in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for form, collected in zip((ours, other), times, strict=True):
-            start = time.perf_counter()
-            form()
-            if repeat:
-                collected.append((time.perf_counter() - start) * 1e3)
-    return float(np.median(times[0])), float(np.median(times[1]))
-
-
 # -- the Gram matrix, and peak memory -----------------------------------------------------------------
 
 
@@ -183,7 +171,7 @@ def gram(console: Console, repeats: int, seed: int, n: int = 1_000) -> None:
         formed = per_sample_gradients(model, rows, route="func").explicit()
         return formed @ formed.T
 
-    mine, other = _alternate(factored, explicit, max(3, repeats // 3))
+    mine, other = (seconds * 1e3 for seconds in alternate(max(3, repeats // 3), factored, explicit)[1])
     exact = copy.deepcopy(model).double()
     true = per_sample_gradients(exact, {"x": rows["x"].double(), "y": data.y_train}).gram()
     scale = true.diagonal().sqrt()
@@ -193,26 +181,12 @@ def gram(console: Console, repeats: int, seed: int, n: int = 1_000) -> None:
         f"{other / mine:.1f} × faster; largest difference from float64 {error:.1e} of the norms' product"
     )
     for budget in (4 << 20, 16 << 20, 64 << 20):
-        limited = _peak(lambda budget=budget: per_sample_gradients(model, rows, budget=budget).gram())  # type: ignore[misc]
+        _, _, limited = peak_bytes(lambda budget=budget: per_sample_gradients(model, rows, budget=budget).gram())  # type: ignore[misc]
         result = n * n * 4
         fits = "[green]met" if limited - result <= budget else "[red]missed"
         console.print(
             f"  peak above the result with a budget of {budget / 2**20:.0f} MiB: "
             f"{(limited - result) / 2**20:.1f} MiB {fits}"
         )
-    whole = _peak(explicit)
+    _, _, whole = peak_bytes(explicit)
     console.print(f"  peak of the formed gradients: {whole / 2**20:.0f} MiB")
-
-
-def _peak(run: Callable[[], object]) -> int:
-    """Bytes held at most while running, by the allocator's own account."""
-    run()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=False) as recorded:
-        run()
-    held = peak = 0
-    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak

@@ -22,16 +22,21 @@ class Config:
     per_class: int | None = None
     """Training rows of each class to use (2500 is half of CIFAR-10); default: all."""
     strategy: str = "derpp"
-    """How the memory is used: sgd (not at all), joint (all tasks at once), er, er_ace, der, derpp, gss (a step on
-    new rows, then one on replayed rows), ocs (trains on the best rows of each batch)."""
+    """How the memory is used: sgd (not at all), joint (all tasks at once), er, er_ace, der, derpp, rehearsal (any
+    --loss), ...; a name of scripts/tables.py."""
     policy: str = "reservoir"
     """What the memory keeps; a name of scripts/tables.py."""
     retrieval: str = "uniform"
-    """What is replayed: uniform, class_balanced, mir, aser."""
+    """What is replayed; a name of scripts/tables.py."""
+    loss: str = "cross_entropy"
+    """What replayed rows add to the loss of --strategy rehearsal: cross_entropy, weighted, logits, derpp, sup_con,
+    aml. All other strategies have losses of their own."""
     policy_options: tuple[str, ...] = ()
     """Settings of the policy, as in --policy-options gate=sample references=5."""
     retrieval_options: tuple[str, ...] = ()
     """Settings of the retrieval, as in --retrieval-options candidates=100."""
+    loss_options: tuple[str, ...] = ()
+    """Settings of the loss, as in --loss-options temperature=0.1."""
     strategy_options: tuple[str, ...] = ()
     """Settings of the strategy that have no option of their own, as in --strategy-options repeats=1."""
     layers: Literal["all", "last"] = "all"
@@ -45,15 +50,20 @@ class Config:
     train_mb_size: int = 10
     """New rows a step."""
     batch_size_mem: int | None = None
-    """Replayed rows a draw; default: as in the settings below, else train_mb_size."""
+    """Replayed rows a draw; default: as in the settings below, else train_mb_size (greedy_coreset: all)."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """How to step."""
+    fresh_optimizer: bool = False
+    """Begin each task with a new optimiser, without momentum or moments."""
     lr: float | None = None
-    """Learning rate of SGD; default: as in the settings below, else 0.05."""
+    """Learning rate; default: as in the settings below, else 0.05 (adam: 0.001)."""
     momentum: float = 0.0
     """Momentum of SGD."""
     alpha: float | None = None
-    """Coefficient of the stored logits (der, derpp); default: as in the settings below, else 0.3."""
+    """Coefficient of the stored logits (der, derpp, gcr, --loss); default: as in the settings below, else 0.3."""
     beta: float | None = None
-    """Coefficient of the stored labels (derpp); default: as in the settings below, else 0.5."""
+    """Coefficient of the stored labels (derpp, gcr, greedy_coreset, --loss); default: as in the settings below,
+    else 0.5."""
     joint_forward: bool = True
     """er: new and replayed rows in one forward pass (BatchNorm sees them together), or in two."""
     augment: bool = False
@@ -66,8 +76,10 @@ class Config:
     """Where to train and to keep the memory."""
     threads: int = 1
     """CPU threads of torch."""
+    evaluate: Literal["task", "end"] = "task"
+    """Evaluate after each task, or after the last one only."""
     eval_every: int | None = None
-    """Evaluate also every so many iterations; default: after each task only."""
+    """Evaluate also every so many iterations."""
     checkpoint_every: int = 500
     """Write a checkpoint every so many iterations, and after each task; 0: none."""
     logger: Literal["none", "wandb"] = "none"
@@ -104,6 +116,10 @@ class Config:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {value}")
+        if self.strategy != "rehearsal" and (self.loss != "cross_entropy" or self.loss_options):
+            raise ValueError(f"--loss is for --strategy rehearsal, {self.strategy} has a loss of its own")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"--momentum is for sgd, got {self.momentum} with --optimizer {self.optimizer}")
 
     @property
     def run_name(self) -> str:
@@ -111,32 +127,44 @@ class Config:
             return self.name
         special = [self.retrieval] if self.retrieval != "uniform" else []
         special += ["last"] if self.layers == "last" else []
-        special += [*self.policy_options, *self.retrieval_options, *self.strategy_options]
+        special += [self.loss] if self.loss != "cross_entropy" else []
+        special += [*self.loss_options, *self.policy_options, *self.retrieval_options, *self.strategy_options]
         parts = [self.stream, self.strategy, self.policy, *special, str(self.memory), str(self.seed)]
         return "-".join(parts).replace(os.sep, "_")
 
     def completed(self) -> Config:
         """The same with the settings below where nothing was given."""
         known = _known(self)
-        general = {"lr": 0.05, "batch_size_mem": self.train_mb_size, "alpha": 0.3, "beta": 0.5}
+        general = {
+            "lr": 0.05 if self.optimizer == "sgd" else 0.001,
+            "batch_size_mem": None if self.strategy in WHOLE_MEMORY else self.train_mb_size,
+            "alpha": 0.3,
+            "beta": 0.5,
+        }
         missing = {name: known.get(name, value) for name, value in general.items() if getattr(self, name) is None}
         return replace(self, **missing)
 
 
 def _known(config: Config) -> dict[str, Any]:
-    """Learning rate, memory batch and coefficients known for a stream, a strategy and a memory."""
-    rows = _SETTINGS.get((config.stream, config.strategy))
+    """Learning rate, memory batch and coefficients known for a stream, a strategy, and perhaps a policy."""
+    names = (config.stream, config.strategy)
+    rows = _SETTINGS.get((*names, config.policy), _SETTINGS.get(names))
     if rows is None:
         return {}
     nearest = min(rows, key=lambda memory: abs(memory - config.memory))
     return dict(zip(("lr", "batch_size_mem", "alpha", "beta"), rows[nearest], strict=False))
 
 
+#: Strategies that replay the whole memory unless they are told how many rows.
+WHOLE_MEMORY = ("greedy_coreset",)
+
 # (lr, memory batch, alpha, beta) by memory size. Published: ER, DER and DER++ on the MNIST streams (Buzzega et
 # al. 2020, batches of 10 and of 128); learning rate 0.1 and batches of 10 for ER and ER-ACE in one pass over
 # CIFAR. DER++ in one pass over CIFAR is what users of its official code report. Ours, not tuned: sgd and joint,
-# ER-ACE on MNIST (DER's learning rate), DER in one pass over CIFAR (learning rate and alpha of DER++).
-_SETTINGS: dict[tuple[str, str], dict[int, tuple[float, ...]]] = {
+# ER-ACE on MNIST (DER's learning rate), DER in one pass over CIFAR (learning rate and alpha of DER++). The
+# imbalanced stream is that of Borsos et al. 2020, with Adam, a new one for each batch, and 40 epochs; they chose
+# beta by test accuracy, for a reservoir, for CBRS and for coresets. All other policies get that of the last two.
+_SETTINGS: dict[tuple[str, ...], dict[int, tuple[float | None, ...]]] = {
     ("split_mnist", "sgd"): {200: (0.03,)},
     ("split_mnist", "joint"): {200: (0.03,)},
     ("split_mnist", "er"): {200: (0.01, 10), 500: (0.1, 10), 5120: (0.1, 10)},
@@ -157,6 +185,8 @@ _SETTINGS: dict[tuple[str, str], dict[int, tuple[float, ...]]] = {
     ("rotated_mnist", "er"): {200: (0.2, 128)},
     ("rotated_mnist", "der"): {200: (0.2, 128, 1.0), 500: (0.2, 128, 0.5)},
     ("rotated_mnist", "derpp"): {200: (0.1, 128, 1.0, 0.5), 500: (0.2, 128, 0.5, 1.0), 5120: (0.2, 128, 0.5, 0.5)},
+    ("imbalanced_mnist", "greedy_coreset"): {100: (5e-4, None, None, 10.0)},
+    ("imbalanced_mnist", "greedy_coreset", "reservoir"): {100: (5e-4, None, None, 100.0)},
     **{
         (stream, strategy): {1000: values}
         for stream in ("split_cifar10", "split_cifar100")

@@ -13,6 +13,7 @@ import plots
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 from config import Config, differences
+from stopwatch import Stopwatch
 from tables import make_buffer, make_model, make_strategy, make_stream, uses_memory
 from torch import Tensor
 
@@ -36,11 +37,15 @@ class Experiment:
         self.model = make_model(self.config, self.stream)
         self.buffer = make_buffer(self.config)
         self.progress = Progress(self)
-        self.strategy = make_strategy(self.config, self.model, self.buffer, self.views, [self.progress])
+        self.strategy = make_strategy(
+            self.config, self.stream, self.model, self.buffer, self.views, [self.progress]
+        )
         self.folder = Path(self.config.out) / self.config.run_name
         self.task = self.iteration = self.samples = 0
         self.seconds = 0.0
+        self.selection = Stopwatch(self.buffer, "add", "draw")
         self.records: list[dict[str, Any]] = []  # one an evaluation
+        self.held: list[dict[int, int]] = []  # classes in the memory after each task
         self.saved: dict[str, Any] | None = None
         if self.config.resume:
             self._restore()
@@ -61,7 +66,7 @@ class Experiment:
             while self.task < self._training_tasks():
                 self.console.describe(f"task {self.task + 1} of {self._training_tasks()}")
                 self.strategy.train(experiences[self.task], eval_streams=[])
-                self.evaluate(end_of_task=True)
+                self._end_task()
                 self.task += 1
                 self.save()
             self._finish()
@@ -106,6 +111,12 @@ class Experiment:
     def _total_samples(self) -> int:
         return self.config.epochs * sum(map(len, self.stream.train))
 
+    def _end_task(self) -> None:
+        self.console.advance(0)  # what a memory did at the end of the task is training
+        self.held.append(metrics.memory_report(self.buffer).get("classes", {}))
+        if self.config.evaluate == "task" or self.task + 1 == self._training_tasks():
+            self.evaluate(end_of_task=True)
+
     # -- evaluation ---------------------------------------------------------------------------------
 
     def evaluate(self, end_of_task: bool) -> None:
@@ -115,19 +126,11 @@ class Experiment:
             metrics.accuracy(
                 classifier, *self.stream.tensors(task, "test"), self.views.eval, 500, self.config.device
             )
-            for task in range(len(self.stream))
+            for task in range(len(self.stream.test))
         ]
         held = metrics.memory_report(self.buffer)
-        self.records.append(
-            {
-                "step": self.iteration,
-                "task": self.task,
-                "end": end_of_task,
-                "row": row,
-                "classes": held.get("classes", {}),
-            }
-        )
-        seen = row[: self.task + 1] if self.config.strategy != "joint" else row
+        self.records.append({"step": self.iteration, "task": self.task, "end": end_of_task, "row": row})
+        seen = row[: self.stream.current[self.task] + 1] if self.config.strategy != "joint" else row
         values: dict[str, Value] = {"task": self.task + 1, "average_accuracy": sum(seen) / len(seen)}
         if end_of_task:
             values["accuracy"] = Matrix(self.matrix())
@@ -141,7 +144,7 @@ class Experiment:
         self.console.start()
 
     def matrix(self) -> list[list[float]]:
-        """a[t, i]: accuracy on task i after task t."""
+        """a[t, i]: accuracy on test task i after training task t, a row for each that was evaluated."""
         return [record["row"] for record in self.records if record["end"]]
 
     def _images(self) -> Images | None:
@@ -156,12 +159,13 @@ class Experiment:
 
     def _finish(self) -> None:
         matrix, name = self.matrix(), self.config.run_name
-        summary = summarise(self.records, [len(rows) for rows in self.stream.test])
+        summary = summarise(self.records, self.stream)
         seconds = self.seconds + self.console.seconds
         result = {
             **summary,
             "accuracy_matrix": matrix,
             "seconds": seconds,
+            "selection_seconds": self.selection.seconds,
             "samples_per_second": self.samples / seconds,
             "memory_bytes": self.buffer.nbytes if uses_memory(self.config) else 0,
             "parameters_sha256": checkpoint.digest(self.model.state_dict()),
@@ -170,11 +174,11 @@ class Experiment:
             "versions": versions(),
         }
         checkpoint.write_json(self.folder / "result.json", result)
-        plots.accuracy_matrix(self.folder / "accuracy_matrix.png", matrix, name)
+        after = [record["task"] + 1 for record in self.records if record["end"]]
+        plots.accuracy_matrix(self.folder / "accuracy_matrix.png", matrix, name, after)
         pictures = "accuracy_matrix.png"
         if uses_memory(self.config):
-            history = [record["classes"] for record in self.records if record["end"]]
-            plots.memory_classes(self.folder / "memory_classes.png", history, self.stream.classes, name)
+            plots.memory_classes(self.folder / "memory_classes.png", self.held, self.stream.classes, name)
             pictures += " and memory_classes.png"
         for logger in self.loggers:
             logger.summary({**summary, "seconds": seconds})
@@ -193,7 +197,9 @@ class Experiment:
             "iteration": self.iteration,
             "samples": self.samples,
             "seconds": self.seconds + self.console.seconds,
+            "selection_seconds": self.selection.seconds,
             "records": self.records,
+            "held": self.held,
             "model": self.model.state_dict(),
             "optimizer": self.strategy.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
@@ -212,7 +218,8 @@ class Experiment:
         self.buffer.load_state_dict(saved["buffer"])
         self.strategy.load_state_dict(saved["strategy"])
         self.task, self.iteration, self.samples = saved["task"], saved["iteration"], saved["samples"]
-        self.seconds, self.records = saved["seconds"], saved["records"]
+        self.seconds, self.records, self.held = saved["seconds"], saved["records"], saved["held"]
+        self.selection.seconds = saved.get("selection_seconds", 0.0)
 
 
 class Progress(SupervisedPlugin):
@@ -238,7 +245,8 @@ class Progress(SupervisedPlugin):
         strategy.dataloader = self.loader
         strategy.train_epochs = config.epochs - epoch
         if saved is not None:
-            strategy.optimizer.load_state_dict(saved["optimizer"])
+            if not (config.fresh_optimizer and saved["position"] == [0, 0]):
+                strategy.optimizer.load_state_dict(saved["optimizer"])
             checkpoint.set_generators(saved["generators"])
         run.console.start()
 
@@ -273,7 +281,8 @@ def make_views(config: Config, stream: Stream) -> Views:
     if len(data.shape) != 3:
         if config.augment:
             raise ValueError(f"--augment is for images; the rows of {stream.name} have shape {list(data.shape)}")
-        return Views(torch.Tensor.float, torch.Tensor.float)
+        as_stored = _as_stored if data.are_ids else torch.Tensor.float
+        return Views(as_stored, as_stored)
     size = min(data.shape[1:])
     return views(
         mean=data.mean if config.normalise else None,
@@ -283,21 +292,24 @@ def make_views(config: Config, stream: Stream) -> Views:
     )
 
 
-def summarise(records: list[dict[str, Any]], rows: list[int]) -> dict[str, float]:
-    """All metrics of a run; forgetting is best-so-far minus final, see `replaykit.metrics`."""
+def _as_stored(x: Tensor) -> Tensor:
+    return x
+
+
+def summarise(records: list[dict[str, Any]], stream: Stream) -> dict[str, float]:
+    """All metrics that the evaluations allow; forgetting is best-so-far minus final, see `replaykit.metrics`."""
     matrix = [record["row"] for record in records if record["end"]]
     summary = {
         "average_accuracy": metrics.average_accuracy(matrix),
-        "sample_accuracy": metrics.average_accuracy(matrix, rows),
+        "sample_accuracy": metrics.average_accuracy(matrix, [len(rows) for rows in stream.test]),
     }
-    if len(matrix) == len(matrix[0]):
-        every, current = [record["row"] for record in records], [record["task"] for record in records]
-        summary |= {
-            "forgetting": metrics.forgetting(matrix),
-            "backward_transfer": metrics.backward_transfer(matrix),
-            "average_anytime_accuracy": metrics.average_anytime_accuracy(every, current),
-            "worst_case_accuracy": metrics.worst_case_accuracy(every, current),
-        }
+    if len(matrix) == len(stream):  # evaluated after every task
+        if stream.paired:
+            summary["forgetting"] = metrics.forgetting(matrix)
+            summary["backward_transfer"] = metrics.backward_transfer(matrix)
+        every, current = [record["row"] for record in records], [stream.current[r["task"]] for r in records]
+        summary["average_anytime_accuracy"] = metrics.average_anytime_accuracy(every, current)
+        summary["worst_case_accuracy"] = metrics.worst_case_accuracy(every, current)
     return summary
 
 

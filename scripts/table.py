@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 import tyro
 from config import CIRCUMSTANCES
+from grid import WITHOUT_MEMORY
 from rich.console import Console
 from rich.table import Table
 
@@ -42,10 +44,7 @@ def main(options: Options) -> None:
         groups[_group(config)].append(result)
     lines = [_line(group, results) for group, results in sorted(groups.items(), key=lambda item: str(item[0]))]
     if options.markdown:
-        print("| " + " | ".join(COLUMNS) + " |")
-        print("|" + " --- |" * len(COLUMNS))
-        for line in lines:
-            print("| " + " | ".join(line) + " |")
+        print(markdown(COLUMNS, lines), end="")
         return
     table = Table(*COLUMNS, title="mean ± deviation over seeds, in %, last epoch")
     for line in lines:
@@ -53,10 +52,29 @@ def main(options: Options) -> None:
     Console(width=150).print(table)
 
 
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [" | ".join(columns), " | ".join(["---"] * len(columns)), *map(" | ".join, lines)]
+    return "".join(f"| {row} |\n" for row in rows)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean, None without values, and deviation (with n - 1), None below two values."""
+    return mean(values) if values else None, stdev(values) if len(values) > 1 else None
+
+
+def spread(values: Sequence[float], scale: float = 100, digits: int = 2) -> str:
+    """Mean ± deviation of values times `scale`, as text."""
+    middle, deviation = mean_and_deviation([scale * value for value in values])
+    if middle is None:
+        return "-"
+    return f"{middle:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
 def _group(config: dict[str, Any]) -> tuple[Any, ...]:
     """What is shown of a run, and everything else but the seed: runs that differ there are not averaged."""
     shown = tuple(config[name] for name in RUN)
-    if config["strategy"] in ("sgd", "joint"):
+    if config["strategy"] in WITHOUT_MEMORY:
         shown = (config["stream"], config["strategy"], "-", "-", 0)
     hidden = CIRCUMSTANCES | {"seed", *RUN}
     rest = {name: value for name, value in config.items() if name not in hidden}
@@ -64,18 +82,14 @@ def _group(config: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _line(group: tuple[Any, ...], results: list[dict[str, Any]]) -> list[str]:
-    def spread(name: str, scale: float = 100, digits: int = 2) -> str:
-        values = [scale * result[name] for result in results if name in result]
-        if not values:
-            return "-"
-        deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{mean(values):.{digits}f}{deviation}"
+    def shown(name: str, scale: float = 100, digits: int = 2) -> str:
+        return spread([result[name] for result in results if name in result], scale, digits)
 
     names = ("average_accuracy", "forgetting", "average_anytime_accuracy", "worst_case_accuracy")
     seeds = {result["config"]["seed"] for result in results}
     if len(seeds) < len(results):
         sys.exit(f"{group[:5]}: {len(results)} results but {len(seeds)} seeds; give each run once")
-    return [*map(str, group[:5]), str(len(results)), *map(spread, names), spread("seconds", 1, 1)]
+    return [*map(str, group[:5]), str(len(results)), *map(shown, names), shown("seconds", 1, 1)]
 
 
 if __name__ == "__main__":

@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from config import Config
 from options import build
 
-from replaykit import Buffer, benchmarks, policies, retrieval
+from replaykit import Buffer, benchmarks, losses, policies, retrieval
 from replaykit.augment import Views
-from replaykit.avalanche import Template
+from replaykit.avalanche import FreshOptimizer, Template
 from replaykit.benchmarks import Stream
 from replaykit.buffer import AnyRetrieval
 from replaykit.plan import Policy
 from replaykit.probe import Probe
-from replaykit.strategies import DER, ER, ERACE, GSS, OCS, DERpp
+from replaykit.strategies import (
+    AGEM,
+    DER,
+    ER,
+    ERACE,
+    ERAML,
+    GCR,
+    GSS,
+    MER,
+    OCS,
+    SCR,
+    XDER,
+    XDERCE,
+    XDERRPC,
+    DERpp,
+    ERLwF,
+    GDumb,
+    GreedyCoreset,
+    ICaRL,
+    LatentReplay,
+    MERBatched,
+    RainbowMemory,
+    Rehearsal,
+)
 
 T = TypeVar("T")
 
@@ -31,6 +55,22 @@ def choose(table: Mapping[str, T], name: str, what: str) -> T:
 
 # -- streams: function, tasks that the literature uses, network ------------------------------------------
 
+
+def _imbalanced_mnist(root: str, tasks: int, download: bool, per_class: int | None, **order: Any) -> Stream:
+    """The rows of five blocks in batches of 125, the unit of training, as in the paper."""
+    if tasks != 5 or per_class is not None or order:
+        raise ValueError("imbalanced_mnist takes neither --tasks, --class-order nor --per-class")
+    return benchmarks.in_batches(benchmarks.imbalanced_mnist(root, download=download), 125)
+
+
+def _next_word(root: str, tasks: int, download: bool, per_class: int | None, **order: Any) -> Stream:
+    if tasks != 6 or per_class is not None or order:
+        raise ValueError(
+            "next_word has a task for each of 6 sources; it takes neither --class-order nor --per-class"
+        )
+    return benchmarks.next_word()
+
+
 STREAMS: dict[str, tuple[Callable[..., Stream], int, str]] = {
     "split_digits": (lambda root, download, **o: benchmarks.split_digits(**o), 5, "mlp"),
     "split_mnist": (benchmarks.split_mnist, 5, "mlp"),
@@ -41,6 +81,10 @@ STREAMS: dict[str, tuple[Callable[..., Stream], int, str]] = {
     "split_folder": (lambda root, download, **o: benchmarks.split_folder(root, **o), 5, "slim_resnet18"),
     "permuted_mnist": (benchmarks.permuted_mnist, 20, "mlp"),
     "rotated_mnist": (benchmarks.rotated_mnist, 20, "mlp"),
+    "imbalanced_mnist": (_imbalanced_mnist, 5, "convnet"),
+    "split_wine": (lambda root, download, **o: benchmarks.split_wine(**o), 3, "mlp"),
+    "split_text": (lambda root, download, **o: benchmarks.split_text(**o), 3, "bag_of_words"),
+    "next_word": (_next_word, 6, "word_window"),
 }
 
 
@@ -86,18 +130,27 @@ def _resnet18(stream: Stream, seed: int) -> torch.nn.Module:
     return benchmarks.resnet18(stream.classes, channels=_image(stream)[0], seed=seed)
 
 
+def _text_network(pool: Literal["bag", "concatenate"], stream: Stream, seed: int) -> torch.nn.Module:
+    if not stream.data.are_ids:
+        raise ValueError(f"{stream.name} has no token ids: {stream.data.x_train.dtype}; use --model mlp")
+    words, length = len(stream.data.vocabulary), stream.data.shape[0]
+    return benchmarks.text_network(words, length, stream.classes, pool, seed=seed)
+
+
 MODELS: dict[str, Callable[[Stream, int], torch.nn.Module]] = {
     "mlp": _mlp,
     "convnet": _convnet,
     "slim_resnet18": _slim_resnet18,
     "resnet18": _resnet18,
+    "bag_of_words": partial(_text_network, "bag"),
+    "word_window": partial(_text_network, "concatenate"),
 }
 
 
 def make_model(config: Config, stream: Stream) -> torch.nn.Module:
     name = config.model or STREAMS[config.stream][2]
     model = choose(MODELS, name, "model")(stream, config.seed).to(config.device)
-    return model.to(memory_format=torch.channels_last) if "resnet" in name else model
+    return model.to(memory_format=torch.channels_last) if name != "mlp" else model
 
 
 # -- memories ---------------------------------------------------------------------------------------------
@@ -117,12 +170,42 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "gss_clust": policies.GSSClust,
     "ocs": policies.OCS,
     "shapley": policies.ShapleyReservoir,
+    "lars": policies.LARS,
+    "labrs": policies.LABRS,
+    "abs": policies.ABS,
+    "greedy_coreset": policies.GreedyCoreset,
+    "bcsr": policies.BCSR,
+    "gcr": policies.GCR,
+    "rainbow_memory": policies.RainbowMemory,
+    "herding": policies.Herding,
+    "icarl": policies.ICaRLHerding,
+    "k_center": policies.KCenter,
+    "grad_match": policies.GradMatch,
+    "craig": policies.CRAIG,
+    "facility_location": policies.FacilityLocation,
+    "graph_cut": policies.GraphCut,
+    "log_determinant": policies.LogDeterminant,
+    "moderate": policies.Moderate,
+    "grand": policies.GraNd,
+    "el2n": policies.EL2N,
+    "least_confidence": policies.LeastConfidence,
+    "margin": policies.Margin,
+    "entropy": policies.Entropy,
+    "badge": policies.BADGE,
+    "importance": policies.Importance,
+    "xder": policies.XDERMemory,
 }
 RETRIEVALS: dict[str, Callable[..., AnyRetrieval]] = {
     "uniform": retrieval.Uniform,
     "class_balanced": retrieval.ClassBalanced,
     "mir": retrieval.MIR,
     "aser": retrieval.ASER,
+    "grasp": retrieval.GRASP,
+    "prioritised": retrieval.Prioritised,
+    "least_replayed": retrieval.LeastReplayed,
+    "class_matched": retrieval.ClassMatched,
+    "mixed_sources": retrieval.MixedSources,
+    "weighted": retrieval.Weighted,
 }
 
 
@@ -134,6 +217,25 @@ def make_buffer(config: Config) -> Buffer:
         f"retrieval {config.retrieval!r}",
     )
     return Buffer(config.memory, policy, draw, device=config.device, seed=config.seed)
+
+
+# -- losses -----------------------------------------------------------------------------------------------
+
+# What is built, and the fields of the configuration that it takes under names of its own.
+LOSSES: dict[str, tuple[Callable[..., losses.ReplayLoss], dict[str, str]]] = {
+    "cross_entropy": (losses.CrossEntropy, {}),
+    "weighted": (losses.WeightedCrossEntropy, {}),
+    "logits": (losses.MSELogits, {"alpha": "alpha"}),
+    "derpp": (losses.DERpp, {"alpha": "alpha", "beta": "beta"}),
+    "sup_con": (losses.SupCon, {}),
+    "aml": (losses.AML, {}),
+}
+
+
+def make_loss(config: Config) -> losses.ReplayLoss:
+    make, fields = choose(LOSSES, config.loss, "loss")
+    fixed = {name: getattr(config, field) for name, field in fields.items()}
+    return build(make, config.loss_options, f"loss {config.loss!r}", **fixed)
 
 
 # -- strategies -------------------------------------------------------------------------------------------
@@ -154,21 +256,54 @@ def _sgd(views: Views, plugins: list[Any], **template: Any) -> Template:
     return Template(plugins=[Viewing(views), *plugins], **template)
 
 
-# What is built, and the fields of the configuration that it takes under names of its own.
+def _latent(
+    cut: str = "body", front_rate: float = 0.0, half: bool = False, probe: Any = None, **options: Any
+) -> Template:
+    # The scripts' probe shows rows to the whole model, and here the memory holds activations.
+    dtype = torch.float16 if half else None
+    return LatentReplay(cut=cut, front_rate=front_rate, dtype=dtype, **options)
+
+
+def _rehearsal(buffer: Buffer, seed: int, candidates: int | None = None, **options: Any) -> Template:
+    """Candidates are a number of rows here: a uniform sample of each task waits for its end."""
+    if candidates is not None:
+        options["candidates"] = Buffer(candidates, policies.Reservoir(), device=buffer.device, seed=seed)
+    return Rehearsal(buffer=buffer, **options)
+
+
 STRATEGIES: dict[str, tuple[Callable[..., Template], dict[str, str]]] = {
     "sgd": (_sgd, {}),
     "joint": (_sgd, {}),
+    "rehearsal": (_rehearsal, {"seed": "seed"}),
     "er": (ER, {"joint": "joint_forward"}),
     "er_ace": (ERACE, {}),
+    "er_aml": (ERAML, {}),
+    "scr": (SCR, {}),
+    "er_lwf": (ERLwF, {}),
+    "latent": (_latent, {}),
     "der": (DER, {"alpha": "alpha"}),
     "derpp": (DERpp, {"alpha": "alpha", "beta": "beta"}),
     "gss": (GSS, {}),
     "ocs": (OCS, {}),
+    "mer": (MER, {}),
+    "mer_batched": (MERBatched, {}),
+    "agem": (AGEM, {}),
+    "gdumb": (GDumb, {}),
+    "rainbow_memory": (RainbowMemory, {}),
+    "gcr": (GCR, {"alpha": "alpha", "beta": "beta"}),
+    "icarl": (ICaRL, {}),
+    "greedy_coreset": (GreedyCoreset, {"beta": "beta", "fresh_optimizer": "fresh_optimizer"}),
+    "xder": (XDER, {}),
+    "xder_ce": (XDERCE, {}),
+    "xder_rpc": (XDERRPC, {}),
 }
+
+#: Strategies that must know beforehand which classes belong to which task.
+KNOWS_TASKS = ("xder", "xder_ce", "xder_rpc")
 
 
 def make_strategy(
-    config: Config, model: torch.nn.Module, buffer: Buffer, views: Views, plugins: list[Any]
+    config: Config, stream: Stream, model: torch.nn.Module, buffer: Buffer, views: Views, plugins: list[Any]
 ) -> Template:
     """The strategy of a completed configuration, with no metrics or loggers of Avalanche's."""
     make, fields = choose(STRATEGIES, config.strategy, "strategy")
@@ -176,6 +311,12 @@ def make_strategy(
     if uses_memory(config):
         fixed |= {"buffer": buffer, "batch_size_mem": config.batch_size_mem}
         fixed["probe"] = lambda strategy: Probe(strategy.model, prepare=views.eval, layers=config.layers)
+    if config.strategy == "rehearsal":
+        fixed["loss"] = make_loss(config)
+    if config.strategy in KNOWS_TASKS:
+        fixed["classes_per_task"] = stream.classes_per_task
+    if config.fresh_optimizer and "fresh_optimizer" not in fields:
+        plugins = [FreshOptimizer(), *plugins]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No loggers specified")
         evaluator = EvaluationPlugin()
@@ -186,7 +327,7 @@ def make_strategy(
         views=views,
         plugins=plugins,
         model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=config.lr or 0.0, momentum=config.momentum),
+        optimizer=make_optimizer(config, model),
         criterion=torch.nn.CrossEntropyLoss(),
         train_mb_size=config.train_mb_size,
         train_epochs=config.epochs,
@@ -194,6 +335,12 @@ def make_strategy(
         evaluator=evaluator,
         **fixed,
     )
+
+
+def make_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=config.lr or 0.0)
+    return torch.optim.SGD(model.parameters(), lr=config.lr or 0.0, momentum=config.momentum)
 
 
 def uses_memory(config: Config) -> bool:

@@ -12,7 +12,7 @@ from replaykit.augment import Views
 from replaykit.avalanche import Replay, Template
 from replaykit.buffer import Buffer
 from replaykit.draws import distinct
-from replaykit.losses import Draw, Model
+from replaykit.losses.base import NoTerm
 from replaykit.probe import Probe
 from replaykit.store import IntArray, Store
 
@@ -75,7 +75,7 @@ class GSS(Template):
             raise ValueError(f"repeats is a number of steps >= 1, got {repeats}")
         self.repeats, self.among = repeats, among
         self.replay = _Blocks(
-            buffer, batch_size_mem, loss=_NoTerm(), views=views, probe=probe, fast_loader=fast_loader
+            buffer, batch_size_mem, loss=NoTerm(), views=views, probe=probe, fast_loader=fast_loader
         )
         super().__init__(model=model, optimizer=optimizer, plugins=[self.replay, *(plugins or ())], **template)
 
@@ -145,6 +145,8 @@ class _Blocks(Replay):
     def after_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         if not self._of_memory:
             super().after_forward(strategy)
+        elif self._feedback is not None:
+            self._feedback.saw(self._drawn, strategy.mb_output, strategy.mb_y)
 
     def mark(self, strategy: Any, stream: int = 0, memory: int = 0) -> None:
         """Say where the rows of the present mini-batch come from."""
@@ -153,17 +155,9 @@ class _Blocks(Replay):
 
     def block(self, strategy: Any, slots: IntArray) -> list[Tensor]:
         """The rows of some slots as a mini-batch."""
+        self._drawn = slots
         rows = self.buffer.read(slots, self._names)
         mbatch = [rows[name].to(strategy.device, non_blocking=True) for name in self._names]
         if self.views is not None:
             mbatch[0] = self.views.train(mbatch[0])
         return mbatch
-
-
-class _NoTerm:
-    """No loss beside the criterion's: with a loss, `Replay` does not append memory rows to mini-batches."""
-
-    columns = ()
-
-    def __call__(self, model: Model, draw: Draw) -> Tensor:
-        return torch.zeros(())

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from replaykit.augment import Views
-from replaykit.avalanche import Replay, Template
+from replaykit.avalanche import Template
+from replaykit.avalanche.pooled import PooledReplay
 from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.draws import distinct
 from replaykit.gradients.result import DEGENERATE
@@ -99,7 +100,6 @@ class OCS(Template):
             warmup,
             batch_size_mem=kappa if batch_size_mem is None else batch_size_mem,
             loss=CrossEntropy(lam) if replay_norm == "mean" else _MeanOverCount(lam),
-            update="experience",
             views=views,
             retrieval=retrieval,
             probe=probe,
@@ -115,7 +115,7 @@ class OCS(Template):
         self.replay.load_state_dict(state)
 
 
-class PickedReplay(Replay):
+class PickedReplay(PooledReplay):
     """Replay that leaves in a mini-batch only the rows worth training on, and offers the memory no others.
 
     Attributes:
@@ -142,23 +142,20 @@ class PickedReplay(Replay):
             raise ValueError(f"reference is 'batch' or 'all', got {reference!r}")
         if warmup < 0:
             raise ValueError(f"warmup is a number of batches >= 0, got {warmup}")
-        super().__init__(buffer, **replay)
-        self.kappa, self.tau, self.reference, self.pool, self.warmup = kappa, tau, reference, pool, warmup
+        super().__init__(buffer, pool, last_epoch=True, **replay)
+        self.kappa, self.tau, self.reference, self.warmup = kappa, tau, reference, warmup
         self.picked: IntArray = np.empty(0, np.int64)
         self.degenerate = 0
         self._needs_probe = True
         self._memory: Batch = {}
-        self._batches = 0  # of the stream in this experience
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pool": self.pool.state_dict(), "batches": self._batches, "degenerate": self.degenerate}
+        return {**super().state_dict(), "degenerate": self.degenerate}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        counts = [state.get("batches"), state.get("degenerate")]
-        if "pool" not in state or not all(type(n) is int and n >= 0 for n in counts):
-            raise ValueError(f"not the state of OCS's training: it has {sorted(map(str, state))}")
-        self.pool.load_state_dict(state["pool"])
-        self._batches, self.degenerate = int(state["batches"]), int(state["degenerate"])
+        self._check(state, "degenerate")
+        super().load_state_dict(state)
+        self.degenerate = int(state["degenerate"])
 
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Draw Q, pick rows and take the others out of the mini-batch."""
@@ -168,7 +165,7 @@ class PickedReplay(Replay):
         n = len(mbatch[0])
         if n <= self.kappa:
             self.picked = np.arange(n)
-        elif self._batches < self.warmup:
+        elif self.batches < self.warmup:
             self.picked = distinct(n, self.kappa, self.pool.draws)
         else:
             self.picked = self._best(strategy)[: self.kappa]
@@ -178,18 +175,8 @@ class PickedReplay(Replay):
         super().before_training_iteration(strategy, *args, **kwargs)
 
     def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        if self._batches % len(strategy.dataloader) == 0:  # counted here: a resumed run begins within an epoch
-            self.pool.clear()
-        self.pool.add(self._arrivals)
-        self._batches += 1
-        self._arrivals, self._memory = {}, {}
-
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Offer the pool to the memory, in the order of its slots."""
-        if len(self.pool):
-            self.buffer.add(self.pool.read(self.pool.store.filled), self._probe(strategy))
-        self.pool.clear()
-        self._probed, self._batches = None, 0
+        super().after_training_iteration(strategy, *args, **kwargs)
+        self._memory = {}
 
     # -- inside ---------------------------------------------------------------------------------------
 

@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+
+from replaykit.retrieval import Prioritised
+from replaykit.store import Store
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a missing QP solver, and deprecations in what it imports
@@ -166,3 +170,20 @@ def minibatches(benchmark: Any, size: int, epochs: int = 1) -> Iterator[tuple[Te
         for _ in range(epochs):
             for i in range(0, len(whole_x), size):
                 yield torch.stack(whole_x[i : i + size]), torch.stack(whole_y[i : i + size])
+
+
+class Told(Prioritised):
+    """Notes every loss that it is told, by slot, in order."""
+
+    def __init__(self, replace: bool = False) -> None:
+        super().__init__(replace=replace)
+        self.told: list[tuple[int, float]] = []
+
+    def observe(self, store: Store, slots: np.ndarray, losses: np.ndarray) -> None:
+        self.told += zip(slots.tolist(), losses.tolist(), strict=True)
+        super().observe(store, slots, losses)
+
+    def is_told(self, slots: np.ndarray, losses: Tensor) -> bool:
+        """Whether of these slots, rows of which have always had these losses, nothing else was told."""
+        known = dict(zip(slots.tolist(), losses.tolist(), strict=True))
+        return all(abs(loss - known[slot]) < 1e-4 for slot, loss in self.told if slot in known)

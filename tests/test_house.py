@@ -13,6 +13,7 @@ CORE = ["columns", "store", "draws", "plan", "retrieval", "buffer"]  # each may 
 # room: prefixes of modules that its files must never import
 FORBIDDEN = {
     "replaykit/*.py": ["avalanche", "wandb", "torchvision", "replaykit.strategies", "replaykit.benchmarks"],
+    "replaykit/losses/**/*.py": ["avalanche", "wandb", "torchvision", "replaykit.strategies"],
     "replaykit/policies/**/*.py": ["avalanche", "wandb", "torchvision", "replaykit.strategies"],
     "replaykit/selectors/**/*.py": ["avalanche", "wandb", "torchvision", "replaykit.strategies"],
     "replaykit/gradients/**/*.py": ["avalanche", "wandb", "torchvision", "replaykit.strategies"],

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from avalanche.models.utils import avalanche_forward, is_multi_task_module
 from avalanche.training.plugins import SupervisedPlugin
@@ -13,13 +14,23 @@ from torch import Tensor
 
 from replaykit.augment import Views
 from replaykit.avalanche.dataset import Kept, NotTensors, column_names
+from replaykit.avalanche.feedback import Feedback, RowLoss, cross_entropy_of_rows
+from replaykit.avalanche.fit import (
+    check_loss,
+    check_retrieval,
+    check_training_step,
+    check_whole_tasks,
+    columns_looked_at,
+)
 from replaykit.avalanche.loading import sliced
 from replaykit.avalanche.reading import experience_batches
 from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.losses import Model, ReplayLoss, TaskAware, columns_of
 from replaykit.probe import Probe
 from replaykit.retrieval import GuidedRetrieval
-from replaykit.store import Batch
+from replaykit.store import LOSS, Batch, IntArray
+
+_NO_SLOTS: IntArray = np.empty(0, np.int64)
 
 
 class Replay(SupervisedPlugin):
@@ -33,7 +44,8 @@ class Replay(SupervisedPlugin):
     A step replays what was stored before it; the rows of the stream are offered after the optimiser's step:
     raw (as the loader gave them, before `views`), with label, task label and any other column of the
     mini-batch, and if asked for with the logits that the model gave for them in this step (weights before the
-    update, the augmented view, detached).
+    update, the augmented view, detached), and their loss. Where the policy or the retrieval looks at losses, those
+    of the replayed rows in this step are given to the memory after it (`Buffer.observe`).
 
     Args:
         buffer: the memory.
@@ -53,6 +65,9 @@ class Replay(SupervisedPlugin):
             selection methods expect.
         probe: makes the probe of a strategy, once for each experience, if the policy or the retrieval needs
             one; default: the strategy's model, shown the rows in their evaluation view.
+        row_loss: from outputs [n, c] and labels [n] to the losses [n] that policies (LARS) and retrievals
+            (Prioritised) look at; default: the cross-entropy over all outputs, whatever the criterion. A policy
+            that looks at losses asks the probe for those of the arrivals with ``update="experience"``.
 
     Attributes:
         from_memory: which rows of the current mini-batch came from the memory, bool [rows]; also
@@ -62,7 +77,8 @@ class Replay(SupervisedPlugin):
     Raises:
         TypeError: something else than a buffer.
         ValueError: a memory batch below 1 row, an unknown `update`, logits with ``update="experience"``,
-            mini-batches for a policy that takes every add as a task.
+            mini-batches for a policy that takes every add as a task, a retrieval or a loss by a column that is
+            not there (where only the stream can tell, before the first step on it).
     """
 
     def __init__(
@@ -78,6 +94,7 @@ class Replay(SupervisedPlugin):
         fast_loader: bool = True,
         chunk: int | None = None,
         probe: Callable[[Any], Probe] | None = None,
+        row_loss: RowLoss = cross_entropy_of_rows,
     ) -> None:
         super().__init__()
         if not isinstance(buffer, Buffer):
@@ -85,27 +102,26 @@ class Replay(SupervisedPlugin):
         for name, value in (("batch_size_mem", batch_size_mem), ("chunk", chunk)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is a number of rows >= 1, got {value}")
-        per_task = buffer.policy.per_task
-        update = update or ("experience" if per_task else "iteration")
-        if update not in ("iteration", "experience"):
-            raise ValueError(f"update is 'iteration' or 'experience', got {update!r}")
-        if per_task and (update == "iteration" or chunk is not None):
-            raise ValueError(
-                f"{type(buffer.policy).__name__} takes every add as a whole task; use update='experience' and no "
-                "chunk"
-            )
+        update = check_whole_tasks(buffer, update, chunk)
         self.buffer, self.batch_size_mem, self.loss = buffer, batch_size_mem, loss
         self.update, self.retrieval, self.chunk, self.probe = update, retrieval, chunk, probe
         self.views = views if views is None or isinstance(views, Views) else Views(views, views)
         self.columns = None if loss is None else columns_of(loss)
-        wanted = (*(self.columns or ()), *buffer.policy.columns)
-        self.store_logits = store_logits or "logits" in wanted
-        if self.store_logits and update == "experience":
-            raise ValueError(
-                "logits belong to a training step, update='experience' has none; use update='iteration'"
-                + (f", and another policy than {type(buffer.policy).__name__}" if per_task else "")
-            )
-        self._needs_probe = bool(buffer.policy.needs) or isinstance(retrieval or buffer.retrieval, GuidedRetrieval)
+        by = retrieval or buffer.retrieval
+        wanted = {*(self.columns or ()), *columns_looked_at(by)}
+        policy_asks = LOSS in buffer.policy.columns
+        self.store_logits = store_logits or "logits" in wanted or "logits" in buffer.policy.columns
+        self.store_loss = update == "iteration" and (LOSS in wanted or policy_asks)
+        check_training_step(buffer, self.store_logits, LOSS in wanted and not policy_asks, update == "iteration")
+        check_retrieval(buffer, by)
+        check_loss(buffer, loss, by)
+        self.row_loss = row_loss
+        self._feedback = Feedback(buffer, retrieval, row_loss) if buffer.observed(retrieval) else None
+        self._needs_probe = (
+            bool(buffer.policy.needs)
+            or (policy_asks and update == "experience")
+            or (isinstance(by, GuidedRetrieval) and by.needs_probe)
+        )
         self.fast_loader = fast_loader
         self.loading = "per sample: no experience yet"
         self.from_memory = torch.zeros(0, dtype=torch.bool)
@@ -115,6 +131,7 @@ class Replay(SupervisedPlugin):
         self._names: tuple[str, ...] = ()
         self._probed: Probe | None = None
         self._arrivals: Batch = {}
+        self._drawn = _NO_SLOTS  # of the last memory batch of this iteration
 
     # -- loading ------------------------------------------------------------------------------------
 
@@ -152,13 +169,22 @@ class Replay(SupervisedPlugin):
         self.from_memory = strategy.from_memory = self._marked(rows, replayed, strategy.device)
 
     def after_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        rows, z = len(self._arrivals["x"]), strategy.mb_output
         if self.store_logits:
-            logits = strategy.mb_output.detach()[: len(self._arrivals["x"])]
+            logits = z.detach()[:rows]
             self._arrivals["logits"] = logits.float() if logits.element_size() < 4 else logits
+        if self.store_loss and LOSS not in self._names:
+            self._arrivals[LOSS] = self.row_loss(z.detach()[:rows], strategy.mb_y[:rows]).detach()
+        if self._feedback is not None and len(self._drawn) and len(z) == rows + len(self._drawn):
+            self._feedback.saw(self._drawn, z[rows:], strategy.mb_y[rows:])
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         if self.loss is not None and len(self.buffer):
-            strategy.loss += self.loss(_model_of(strategy), partial(self._draw, strategy))
+            strategy.loss += self._replay_loss(strategy)
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if self._feedback is not None:
+            self._feedback.deliver()
 
     def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         if self.update == "iteration":
@@ -185,7 +211,31 @@ class Replay(SupervisedPlugin):
         mbatch = strategy.mbatch
         if len(self._names) != len(mbatch):
             self._names = _names_of(strategy, mbatch)
+            self._check_names()
         self._arrivals = dict(zip(self._names, mbatch, strict=True))
+        self._drawn = _NO_SLOTS
+
+    def _check_names(self) -> None:
+        """What the stream brings is known from its first mini-batch on."""
+        given = {*self._names, *(["logits"] * self.store_logits), *([LOSS] * self.store_loss)}
+        by = self.retrieval or self.buffer.retrieval
+        check_retrieval(self.buffer, by, given)
+        check_loss(self.buffer, self.loss, by, given)
+
+    def _replay_loss(self, strategy: Any) -> Tensor:
+        """The value of the replay loss; its draws and outputs are looked at where somebody wants their losses."""
+        assert self.loss is not None
+        model, draw = _model_of(strategy), partial(self._draw, strategy)
+        if self._feedback is None:
+            return self.loss(model, draw)
+
+        def known() -> tuple[Batch, IntArray, Tensor]:
+            batch = draw()
+            y = batch["y"] if "y" in batch else self.buffer.read(self._drawn, ["y"])["y"].to(strategy.device)
+            return batch, self._drawn, y
+
+        with self._feedback.watching(strategy.model, known) as watched:
+            return self.loss(model, watched)
 
     def _draw(self, strategy: Any) -> Batch:
         """A fresh memory batch, its x as the model wants it."""
@@ -201,7 +251,8 @@ class Replay(SupervisedPlugin):
         buffer = self.buffer
         n = self.batch_size_mem or strategy.train_mb_size
         slots = buffer.draw(n, self.retrieval, arrivals=self._arrivals, probe=self._probe(strategy))
-        batch = buffer.read(slots, names)
+        self._drawn = slots
+        batch = buffer.drawn(slots, self.retrieval, names)
         if buffer.device == strategy.device:
             return batch
         return {name: rows.to(strategy.device, non_blocking=True) for name, rows in batch.items()}

@@ -33,12 +33,20 @@ class StoragePolicy(ExemplarsBuffer):
         buffer: where the rows live. Its capacity is the `mem_size` that the plugin must be given.
         probe: makes the probe of a strategy, if the policy needs one; default: the strategy's model, shown the
             samples as they are stored.
+        like: for a buffer that has rows already (a restored one): the data set that they came from, whose class,
+            transforms and attributes the buffer does not hold. Where data sets with different transforms came by,
+            a list of them, in the order in which they came. Default: known from the first update on.
+
+    Raises:
+        ValueError: `buffer` is asked for while there are rows and no data set is known.
 
     Columns: x and y; `t`, when there are task labels; the other attributes of the data set under their names;
     `pipeline`, once data sets with other transforms than the first one's have come by.
     """
 
-    def __init__(self, buffer: Buffer, probe: Callable[[Any], Probe] | None = None) -> None:
+    def __init__(
+        self, buffer: Buffer, probe: Callable[[Any], Probe] | None = None, like: Any | Sequence[Any] = ()
+    ) -> None:
         # Not the constructor of Avalanche, which would set a size of its own.
         if not isinstance(buffer, Buffer):
             raise TypeError(f"expected a replaykit.Buffer, got {type(buffer).__name__}")
@@ -48,6 +56,8 @@ class StoragePolicy(ExemplarsBuffer):
         self._form: _Form | None = None
         self._shown: tuple[int, int, int] = (-1, -1, -1)
         self._buffer: Any = AvalancheDataset([])
+        for dataset in like if isinstance(like, (list, tuple)) else [like]:
+            self._learn(dataset)
 
     @property
     def max_size(self) -> int:
@@ -80,12 +90,34 @@ class StoragePolicy(ExemplarsBuffer):
     @property
     def buffer(self) -> Any:
         """The stored samples as a data set with the columns of the current data (a view of the memory)."""
+        if self._form is None and len(self.memory):
+            raise ValueError(
+                f"the memory holds {len(self.memory)} rows, and no data set says what samples they are; pass "
+                "StoragePolicy(buffer, like=dataset) the data set that they came from"
+            )
         state = (self.memory.seen, len(self.memory), self.memory.capacity)
         if state != self._shown and self._form is not None:
             self._buffer, self._shown = self._view(self._form), state
         return self._buffer
 
     # -- inside ---------------------------------------------------------------------------------------
+
+    def _learn(self, dataset: Any) -> None:
+        """What samples of a data set are, without storing any."""
+        if len(dataset) == 0:
+            return
+        first = [int(piece.where[0]) for piece in pieces(dataset._flat_data) if len(piece.where)]
+        batch, kinds, splits = self._columns(dataset.subset(sorted(first)))
+        store = self.memory.store
+        if len(store):
+            if unknown := sorted(batch.keys() - store.columns.keys() - {"pipeline"}):
+                raise ValueError(
+                    f"the memory has columns {sorted(store.columns)}, samples like these have also {unknown}"
+                )
+            if "pipeline" in store.columns:
+                batch.setdefault("pipeline", torch.zeros(len(first), dtype=torch.int16))
+            store.check(batch)
+        self._kinds, self._splits, self._form = kinds, splits, _Form.of(dataset)
 
     def _probe(self, agent: Any) -> Probe | None:
         if not self.memory.policy.needs:
@@ -119,6 +151,11 @@ class StoragePolicy(ExemplarsBuffer):
         if "pipeline" not in store.columns:
             return self._shown_through(self._splits[0], slots, form)
         number = store.host("pipeline")[slots]
+        if len(slots) and number.max() >= len(self._splits):
+            raise ValueError(
+                f"rows of the memory came with {int(number.max()) + 1} different transforms, {len(self._splits)} "
+                "are known; pass like= a list of the data sets, in the order in which they came"
+            )
         parts = [self._shown_through(self._splits[p], slots[number == p], form) for p in np.unique(number)]
         whole = parts[0]
         for part in parts[1:]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from avalanche.core import BaseSGDPlugin
 from avalanche.evaluation.metric_definitions import PluginMetric
 from avalanche.training.plugins import EvaluationPlugin
@@ -41,6 +42,7 @@ class Template(SupervisedTemplate):
 
     _callbacks: Mapping[str, list[Callback]] = MappingProxyType({name: [] for name in EVENTS})
     _asked: tuple[int, ...] = ()
+    _predictor: torch.nn.Module | None = None
 
     _before_training_iteration = _event("before_training_iteration")
     _before_forward = _event("before_forward")
@@ -58,9 +60,30 @@ class Template(SupervisedTemplate):
     def classifier(self) -> Any:
         """What predicts at evaluation, a module from inputs to logits: the model, unless a strategy has its own.
 
-        Called once before each evaluation, so a nearest-mean classifier may take its means anew here.
+        Called once before each evaluation, `eval` included, so a nearest-mean classifier may take its means anew
+        here. It must leave the model, its mode and the generators as they are.
         """
         return self.model
+
+    def eval(self, exp_list: Any, **kwargs: Any) -> Any:
+        """Avalanche's evaluation, of what `classifier` gives; its mode is put back."""
+        with torch.no_grad():
+            predictor = self.classifier()
+        if predictor is self.model:
+            return super().eval(exp_list, **kwargs)
+        modes = [(module, module.training) for module in predictor.modules()]
+        self._predictor = predictor.eval()
+        try:
+            return super().eval(exp_list, **kwargs)
+        finally:
+            self._predictor = None
+            for module, training in modes:
+                module.training = training
+
+    def forward(self) -> Any:
+        if self._predictor is None or self.is_training:
+            return super().forward()
+        return self._predictor(self.mb_x)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides model, optimiser and buffer: plain tensors and numbers."""

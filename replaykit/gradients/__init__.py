@@ -8,7 +8,6 @@ return a `PerSampleGradients`, which answers `norms`, `inner`, `cosine`, `gram`,
 from replaykit.gradients.budget import DEFAULT as DEFAULT_BUDGET
 from replaykit.gradients.last_layer import last_layer_gradients
 from replaykit.gradients.losses import RowLoss, cross_entropy, squared_error, weighted
-from replaykit.gradients.means import group_means
 from replaykit.gradients.model_gradients import per_sample_gradients
 from replaykit.gradients.result import DEGENERATE, PerSampleGradients
 
@@ -18,7 +17,6 @@ __all__ = [
     "PerSampleGradients",
     "RowLoss",
     "cross_entropy",
-    "group_means",
     "last_layer_gradients",
     "per_sample_gradients",
     "squared_error",

@@ -37,13 +37,9 @@ class Block:
         """Bytes that `parts` takes for one row."""
         return self.size * self.dtype.itemsize
 
-    def take(self, index: Tensor) -> Block:
+    def take(self, index: Tensor | slice) -> Block:
         """The block of some rows."""
         raise NotImplementedError
-
-    def means(self, size: int) -> Block:
-        """Means of every `size` consecutive rows: a block of n / size rows."""
-        return Direct(self.names, tuple(part.reshape(-1, size, part.shape[1]).mean(1) for part in self.parts()))
 
     def squares(self, budget: Budget) -> Tensor:
         """Squared norms [n]."""
@@ -95,7 +91,7 @@ class Direct(Block):
     def forming(self) -> int:
         return 0  # they are there already
 
-    def take(self, index: Tensor) -> Direct:
+    def take(self, index: Tensor | slice) -> Direct:
         return Direct(self.names, tuple(part[index] for part in self._parts))
 
 

@@ -15,7 +15,6 @@ Models Can Be Strong Differentially Private Learners, ICLR 2022 (tokens).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -57,14 +56,9 @@ class Outer(Block):
     def nbytes(self) -> int:
         return sum(b.nbytes + a.nbytes for b, a in self.calls)
 
-    def take(self, index: Tensor) -> Outer:
+    def take(self, index: Tensor | slice) -> Outer:
         calls = [(b[index], a[index]) for b, a in self.calls]
         return type(self)(self.names, calls, (self.T, self.o, self.i), self.groups, self._tokens)
-
-    def means(self, size: int) -> Outer:
-        calls = [(b.reshape(-1, size, *b.shape[1:]), a.reshape(-1, size, *a.shape[1:])) for b, a in self.calls]
-        joined = partial(_joined, self._tokens, size)
-        return type(self)(self.names, calls, (size * self.T, self.o, self.i), self.groups, joined)
 
     def factors(self, rows: slice = ALL) -> Tokens:
         """(b, u) of some rows, all calls joined along the tokens."""
@@ -74,6 +68,13 @@ class Outer(Block):
         if len(calls) == 1:
             return calls[0]
         return torch.cat([b for b, _ in calls], 1), torch.cat([u for _, u in calls], 1)
+
+    def outer_product(self) -> tuple[Tensor, Tensor] | None:
+        """r [n, o] and h [n, i (+ 1)] if every gradient is r_i ⊗ h_i, else None."""
+        if type(self) is not Outer or self.T > 1 or self.groups > 1:
+            return None
+        b, u = (factor[:, 0] for factor in self.factors())
+        return b, torch.cat([u, u.new_ones(len(u), 1)], 1) if self.bias else u
 
     def parts(self, rows: slice = ALL) -> tuple[Tensor, ...]:
         b, u = self.factors(rows)
@@ -222,15 +223,6 @@ class Lookup(Outer):
     @property
     def _compared(self) -> int:
         return 1
-
-
-def _joined(tokens: Callable[[Tensor, Tensor], Tokens] | None, size: int, b: Tensor, a: Tensor) -> Tokens:
-    """Factors of the means of `size` rows, recorded as [r, size, ...]: the tokens of all of them."""
-    b, u = b.flatten(0, 1), a.flatten(0, 1)
-    if tokens is not None:
-        b, u = tokens(b, u)
-    b, u = (factor.reshape(-1, size * factor.shape[1], *factor.shape[2:]) for factor in (b, u))
-    return b / size, u
 
 
 def _flat(factor: Tensor, dtype: torch.dtype) -> Tensor:

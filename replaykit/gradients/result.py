@@ -12,6 +12,7 @@ from torch import Tensor
 from replaykit.gradients.blocks import Block
 from replaykit.gradients.budget import Budget
 from replaykit.gradients.objective import Layout, refuse_nan
+from replaykit.gradients.rows import run_of
 from replaykit.gradients.sketch import add_sketch
 from replaykit.store import IntArray
 
@@ -95,6 +96,13 @@ class PerSampleGradients:
         products = refuse_nan(self._dots(directions), "products of per-sample gradients with a direction")
         return products[:, 0] if single else products
 
+    def outer_product(self) -> tuple[Tensor, Tensor] | None:
+        """r [n, c] and h [n, d] if every gradient is r_i ⊗ h_i and the factors are held, else None.
+
+        That is a single linear layer without tokens; the last column of h is 1 if it has a bias.
+        """
+        return None
+
     def gram(self, dtype: torch.dtype | None = None) -> Tensor:
         """All inner products [n, n]."""
         return self.inner(self, dtype)
@@ -169,6 +177,7 @@ class PerSampleGradients:
         dtype = dtype or self._like.dtype
         out = torch.zeros(self._n, other._n, dtype=dtype, device=self._like.device)
         here, there, start = self._chunks(), other._chunks(), 0
+        left_runs, right_runs = [run_of(rows) for rows in here], [run_of(rows) for rows in there]
         while start < len(here):
             held = self._hold(start)
             first, start = start, start + len(held)
@@ -178,11 +187,18 @@ class PerSampleGradients:
                 for i, left in enumerate(held, first):
                     if other is self and j < i:
                         continue
-                    tile = out.new_zeros(len(here[i]), len(there[j]))
+                    r, c = left_runs[i], right_runs[j]
+                    placed = r is not None and c is not None  # then the tile is a part of the result itself
+                    tile = out[r, c] if placed else out.new_zeros(len(here[i]), len(there[j]))
                     for layer in left.keys() & right.keys():
                         left[layer].add_products(right[layer], tile, self._budget)
+                    mirrored = other is self and j > i
+                    if placed:
+                        if mirrored:
+                            out[c, r] = tile.T
+                        continue
                     out[here[i][:, None], there[j]] = tile
-                    if other is self and j > i:
+                    if mirrored:
                         out[there[j][:, None], here[i]] = tile.T
                 del right
             del held

@@ -68,6 +68,15 @@ def row_numbers(index: Tensor | IntArray | Sequence[int], n: int) -> Tensor:
     return numbers
 
 
+def run_of(rows: Tensor) -> slice | None:
+    """Row numbers as a slice, if they are consecutive: reading and writing a run needs no numbers."""
+    if not len(rows):
+        return slice(0, 0)
+    first = int(rows[0])
+    whole = torch.arange(first, first + len(rows), device=rows.device)
+    return slice(first, first + len(rows)) if torch.equal(rows, whole) else None
+
+
 def cut(rows: Tensor, step: int) -> list[Tensor]:
     """Row numbers in chunks of at most `step`."""
     return [rows[start : start + step] for start in range(0, len(rows), step)]

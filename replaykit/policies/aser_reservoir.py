@@ -58,6 +58,7 @@ class ShapleyReservoir(Policy):
 
     needs = ("features",)
     columns = ("y",)
+    writes = ()
 
     def __init__(self, neighbours: int = 3, per_class: float = 1.5, classes: int | None = None) -> None:
         check_sizes(neighbours, per_class)

@@ -49,6 +49,8 @@ class BalancedReservoir(Policy):
         slots: which slots hold which class; `slots.counts()` are the class counts.
     """
 
+    writes = ()
+
     def __init__(
         self, column: str = "y", *, forced: bool = False, compat: Literal["mammoth"] | None = None
     ) -> None:

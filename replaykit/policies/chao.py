@@ -41,6 +41,8 @@ class Chao(Policy):
         column: column with the weight of a row, finite and above 0.
     """
 
+    writes = ()
+
     def __init__(self, column: str = "weight") -> None:
         self.column = column
         self.columns = (column,)

@@ -53,6 +53,8 @@ class ClassBalancedReservoir(Policy):
         full: classes that are, or have been, a largest one.
     """
 
+    writes = ()
+
     def __init__(
         self,
         column: str = "y",

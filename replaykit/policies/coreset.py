@@ -20,7 +20,8 @@ Departures:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from replaykit.draws import distinct
 from replaykit.gradients.rows import take
 from replaykit.plan import Plan, Policy, check_growth, labels, row_count
 from replaykit.policies.joined import joined
+from replaykit.policies.keeping import keeping
 from replaykit.selectors.pool import Pool, Quantity, Selection, Selector
 from replaykit.selectors.quotas import PerClass, equal
 from replaykit.store import Batch, IntArray, Store
@@ -37,7 +39,12 @@ from replaykit.store import Batch, IntArray, Store
 if TYPE_CHECKING:
     from replaykit.probe import Probe
 
+View: TypeAlias = Callable[[Tensor], Tensor]
+Budget: TypeAlias = Literal["per_class", "global"]
+
 WEIGHT, RANK = "weight", "rank"
+#: Which part of a memory that is divided into slots or tasks a row belongs to.
+SLOT = "coreset_slot"
 _PROBED = ("features", "gradients", "logits", "losses", "uncertainty")
 
 
@@ -52,7 +59,8 @@ class Coreset(Policy):
         recent: slots for rows that came since the last selection. 0: every `add` is a task's offering.
 
     The pool has the quantities ``x`` (as the model takes it, if there is a probe), ``stored`` (bool, whether the
-    row is in the memory already), and what a probe answers: features, gradients, logits, losses, uncertainty.
+    row is in the memory already), and what a probe answers: features, gradients, logits, losses, uncertainty. Any
+    other name that the selector needs is a column of the rows, which the stream must bring.
 
     Example:
         >>> import torch
@@ -64,10 +72,12 @@ class Coreset(Policy):
         [0, 0, 1, 1]
     """
 
+    writes: tuple[str, ...] = (WEIGHT, RANK)
+
     def __init__(
         self,
         selector: Selector,
-        budget: Literal["per_class", "global"] = "per_class",
+        budget: Budget = "per_class",
         candidates: int | None = None,
         recent: int = 0,
     ) -> None:
@@ -79,14 +89,15 @@ class Coreset(Policy):
             raise ValueError(f"recent is a number of slots >= 0, got {recent}")
         self.selector = PerClass(selector, equal) if budget == "per_class" else selector
         self.candidates, self.recent = candidates, recent
-        self.needs = tuple(name for name in selector.needs if name in _PROBED)
-        self.columns = ("y",)
+        self.needs, self.prefers = probed(selector), preferred(selector)
+        self.columns = ("y", *_held(selector))
         self.per_task = recent == 0
 
     def plan(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None) -> Plan:
         labels(arrivals)
-        if taken := sorted({WEIGHT, RANK} & arrivals.keys()):
-            raise ValueError(f"columns {taken} are written by this policy; rename those of the batch")
+        check_own_columns(arrivals, {WEIGHT, RANK})
+        if missing := [name for name in self.columns if name not in arrivals]:
+            raise ValueError(f"the selector reads columns {missing}, the batch has {sorted(arrivals)}")
         room = store.capacity - self.recent
         if room < 1:
             raise ValueError(
@@ -105,7 +116,8 @@ class Coreset(Policy):
         if len(slots):
             weight[: len(slots)] = torch.from_numpy(store.host(WEIGHT)[slots])
         chosen, given = self.select(joined(store, slots, candidates), weight, len(slots), room, rng, probe)
-        return _replacing(store, slots, taking_part, chosen.cpu().numpy(), given.cpu().double())
+        columns = {WEIGHT: given.cpu().double(), RANK: torch.arange(len(chosen))}
+        return keeping(store, slots, chosen.cpu().numpy(), columns, taking_part)
 
     def select(
         self,
@@ -123,7 +135,7 @@ class Coreset(Policy):
             weight: what each stands for [n].
             stored: how many of the rows are stored.
         """
-        return self.selector.select(pool_of(rows, weight, stored, probe), k, rng)
+        return self.selector.select(pool_of(rows, weight, stored, probe, self.columns[1:]), k, rng)
 
     def resize(self, store: Store, capacity: int, rng: np.random.Generator, grow: str = "forbid") -> IntArray:
         check_growth(store, capacity, grow)
@@ -140,25 +152,59 @@ class Coreset(Policy):
         return np.sort(distinct(n, self.candidates, rng))
 
 
-def pool_of(rows: Batch, weight: Tensor, stored: int, probe: Probe | None) -> Pool:
-    """The pool of some rows, of which the first ones are stored; quantities are computed when asked for."""
+def probed(selector: Selector) -> tuple[str, ...]:
+    """What a selector needs that only a probe can answer."""
+    return tuple(name for name in selector.needs if name in _PROBED)
+
+
+def _held(selector: Selector) -> tuple[str, ...]:
+    """What a selector needs that must be columns of the rows."""
+    return tuple(name for name in selector.needs if name not in (*_PROBED, "x", "stored"))
+
+
+def preferred(selector: Selector) -> tuple[str, ...]:
+    """What a selector needs that a probe, if there is one, answers better: ``x`` as the model takes it."""
+    return ("x",) if "x" in selector.needs else ()
+
+
+def check_own_columns(arrivals: Batch, names: set[str]) -> None:
+    """Refuse a batch with columns that the policy writes itself."""
+    if taken := sorted(names & arrivals.keys()):
+        raise ValueError(f"columns {taken} are written by this policy; rename those of the batch")
+
+
+def pool_of(
+    rows: Batch,
+    weight: Tensor,
+    stored: int,
+    probe: Probe | None,
+    columns: tuple[str, ...] = (),
+    views: Sequence[View] | View | None = None,
+) -> Pool:
+    """The pool of some rows, of which the first ones are stored; quantities are computed when asked for.
+
+    Args:
+        columns: columns of the rows that are quantities of the pool, too.
+        views: perturbed copies for the uncertainty; those of the probe by default.
+    """
     n = row_count(rows)
     quantities: dict[str, Quantity] = {
         "x": lambda: _inputs(rows["x"], probe),
         "stored": torch.arange(n) < stored,
+        **{name: rows[name] for name in columns},
     }
     if probe is not None:
         quantities["features"] = lambda: probe.features(rows)
         quantities["gradients"] = lambda: probe.gradients(rows)
         quantities["logits"] = lambda: probe.logits(rows)
         quantities["losses"] = lambda: probe.losses(rows)
-        quantities["uncertainty"] = lambda: _uncertainty(probe, rows)
+        quantities["uncertainty"] = lambda: _uncertainty(probe, rows, views)
     return Pool(n, torch.from_numpy(labels(rows)), weight, **quantities)
 
 
-def _uncertainty(probe: Probe, rows: Batch) -> Tensor:
+def _uncertainty(probe: Probe, rows: Batch, views: Sequence[View] | View | None) -> Tensor:
     """Uncertainty and, to decide ties, the mean probability of the winning class [n, 2]."""
-    votes, probability = probe.votes(rows)
+    votes, probability = probe.votes(rows, views)
     winner = votes.argmax(1, keepdim=True)
     share = votes.gather(1, winner) / votes.sum(1, keepdim=True).clamp(min=1)
     return torch.cat([1 - share.double(), probability.double().gather(1, winner)], 1)
@@ -168,26 +214,3 @@ def _inputs(x: Tensor, probe: Probe | None) -> Tensor:
     if probe is not None and probe.prepare is not None:
         return probe.prepare(x)
     return x.float() / 255 if x.dtype == torch.uint8 else x
-
-
-def _replacing(store: Store, slots: IntArray, arrivals: IntArray, chosen: IntArray, weights: Tensor) -> Plan:
-    """The plan that leaves the chosen rows: numbers below len(slots) are stored, the others arrivals."""
-    held = len(slots)
-    rank = np.arange(len(chosen))
-    new = chosen >= held
-    stay = chosen[~new]
-    gone = np.delete(slots, stay)
-    where = np.sort(np.concatenate([gone, store.free(store.capacity)]))[: int(new.sum())]
-
-    def columns(these: IntArray) -> Batch:
-        return {WEIGHT: weights[torch.from_numpy(these)], RANK: torch.from_numpy(rank[these])}
-
-    entering, staying = np.flatnonzero(new), np.flatnonzero(~new)
-    return Plan(
-        source=arrivals[chosen[entering] - held],
-        slot=where,
-        columns=columns(entering),
-        release=gone,
-        revise=(slots[stay], columns(staying)) if len(stay) else None,
-        distinct=True,
-    )

@@ -87,8 +87,7 @@ class FeatureMemory(Policy, Generic[G]):
 
     needs = ("features",)
     columns = ("y",)
-    #: Columns that the policy writes.
-    own: tuple[str, ...] = (FEATURE,)
+    writes: tuple[str, ...] = (FEATURE,)
 
     def __init__(self, classes: int | None, refresh_every: int | None) -> None:
         if classes is not None and classes < 1:
@@ -171,7 +170,7 @@ class FeatureMemory(Policy, Generic[G]):
     # -- inside -----------------------------------------------------------------------------------
 
     def _check(self, y: list[int], arrivals: Batch, store: Store) -> None:
-        for name in self.own:
+        for name in self.writes:
             if name in arrivals:
                 raise ValueError(f"column {name!r} is written by this policy; rename the one of the batch")
         self._check_book(store)
@@ -198,7 +197,7 @@ class FeatureMemory(Policy, Generic[G]):
         if not known:
             return {}
         slots = np.array([slot for label in known for slot in self.slots[label]], np.int64)
-        held = {name: _on_host(rows) for name, rows in store.read(slots, self.own).items()}
+        held = {name: _on_host(rows) for name, rows in store.read(slots, self.writes).items()}
         groups, start, shares = {}, 0, self._shares(store.capacity)
         for label in known:
             end = start + len(self.slots[label])

@@ -41,6 +41,8 @@ class GreedyBalanced(Policy):
         slots: which slots hold which class; `slots.counts()` are the class counts.
     """
 
+    writes = ()
+
     def __init__(self, column: str = "y") -> None:
         self.column = column
         self.columns = (column,)

@@ -69,6 +69,7 @@ class GSSGreedy(Policy):
     """
 
     needs = ("gradients",)
+    writes = (SCORE,)
 
     def __init__(self, references: int = 10, *, gate: Gate = "batch", threshold: float = 0.0) -> None:
         if references < 1:

@@ -119,7 +119,7 @@ class KMeans(FeatureMemory[Clusters]):
             or infinity, or that have another shape or dtype than those stored.
     """
 
-    own = (FEATURE, CENTROID, COUNT)
+    writes = (FEATURE, CENTROID, COUNT)
 
     def __init__(self, classes: int | None = None, *, refresh_every: int | None = None) -> None:
         super().__init__(classes, refresh_every)

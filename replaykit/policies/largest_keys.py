@@ -28,6 +28,8 @@ _FEW = 64  # keys
 class LargestKeys(Policy):
     """Keeps the rows with the largest keys. A subclass says how keys are drawn."""
 
+    writes = (KEY,)
+
     def __init__(self) -> None:
         self.reset()
 

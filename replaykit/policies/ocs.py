@@ -73,6 +73,7 @@ class OCS(Policy):
     """
 
     needs = ("gradients",)
+    writes = (RANK, TASK)
 
     def __init__(
         self,

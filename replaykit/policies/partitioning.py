@@ -61,6 +61,8 @@ class PartitioningReservoir(Policy):
         stored: rows stored with each of these labels.
     """
 
+    writes = ()
+
     def __init__(self, column: str = "y", rho: float = 0.0, *, compat: Literal["official"] | None = None) -> None:
         if not abs(rho) <= MAX_RHO:
             raise ValueError(f"rho is a power between -{MAX_RHO:g} and {MAX_RHO:g}, got {rho}")

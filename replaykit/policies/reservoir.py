@@ -50,6 +50,8 @@ class Reservoir(Policy):
             (MIR, ASER): then the memory depends on how the stream is cut.
     """
 
+    writes = ()
+
     def __init__(self, *, compat: Compat | None = None) -> None:
         if compat not in _SHIFT:
             raise ValueError(f"compat is None, 'mer', 'agem' or 'frozen_count', got {compat!r}")

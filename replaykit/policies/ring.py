@@ -51,6 +51,8 @@ class RingBuffer(Policy):
         ValueError: on `add`, more classes than slots (a quota of 0), or labels that are not below `classes`.
     """
 
+    writes = ()
+
     def __init__(
         self,
         classes: int | None = None,

@@ -26,6 +26,8 @@ RECENT = "recent"
 class SelectWhenFull(Policy):
     """A subclass says which rows a selection keeps."""
 
+    writes = (RECENT,)
+
     def __init__(self, recent: int) -> None:
         if recent < 0:
             raise ValueError(f"recent is a number of slots >= 0, got {recent}")

@@ -1,4 +1,14 @@
-"""What a retrieval is: it answers with slots, the store reads them."""
+"""What a retrieval is: it answers with slots, the store reads them.
+
+A retrieval of either kind may have more, which `Buffer` and `replaykit.avalanche.Replay` look for:
+
+- ``columns``: names of the columns that it looks at, so that what is missing is found before training.
+- ``counts = True``: it looks at the notes ``replayed``, which then count how often each row was drawn.
+- ``observe(store, slots, losses)``: it is told the losses [k] (float64) that the replayed rows of these slots
+  [k], all different, had in the training step, before other rows are written.
+- ``beside(store, slots) -> Batch``: columns that it adds to the batch of drawn rows, such as importance weights.
+  Called right after `rows`.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +31,12 @@ class Retrieval(Protocol):
 
 
 class GuidedRetrieval:
-    """Chooses by the model and by the rows of the stream that are about to be trained on."""
+    """Chooses by the rows of the stream that are about to be trained on, and by the model."""
 
     #: Columns that the stored rows and the rows of the stream must have.
     columns: tuple[str, ...] = ("x", "y")
+    #: Whether it looks at the model.
+    needs_probe: bool = True
 
     def rows(self, store: Store, n: int, rng: np.random.Generator, arrivals: Batch, probe: Probe) -> IntArray:
         """Slots [<= n] of a store that holds at least one row.

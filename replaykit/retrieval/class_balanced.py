@@ -23,6 +23,7 @@ class ClassBalanced:
 
     def __init__(self, column: str = "y", replace: bool = False) -> None:
         self.column, self.replace = column, replace
+        self.columns = (column,)
 
     def rows(self, store: Store, n: int, rng: np.random.Generator) -> IntArray:
         slots = store.filled

@@ -19,6 +19,7 @@ class Weighted:
 
     def __init__(self, column: str = "weight", replace: bool = False) -> None:
         self.column, self.replace = column, replace
+        self.columns = (column,)
 
     def rows(self, store: Store, n: int, rng: np.random.Generator) -> IntArray:
         slots = store.filled

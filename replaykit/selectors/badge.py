@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from replaykit.selectors.outer_products import OuterProducts
 from replaykit.selectors.pool import (
     Pool,
     Selection,
@@ -108,38 +109,9 @@ class BADGE:
         return rows, torch.ones(len(rows), dtype=torch.float64, device=rows.device)
 
 
-class _Outer:
-    """error ⊗ features as `Vectors`: <g_i, g_j> = (e_i · e_j)(h_i · h_j)."""
-
-    def __init__(self, error: Tensor, features: Tensor) -> None:
-        self.error, self.features = error, features
-
-    def __len__(self) -> int:
-        return len(self.error)
-
-    def gram(self) -> Tensor:
-        return (self.error @ self.error.T).mul_(self.features @ self.features.T)
-
-    def gram_rows(self, index: Tensor) -> Tensor:
-        return (self.error[index] @ self.error.T).mul_(self.features[index] @ self.features.T)
-
-    def gram_times(self, weights: Tensor) -> Tensor:
-        total = (self.error * weights[:, None]).T @ self.features
-        return ((self.features @ total.T) * self.error).sum(1)
-
-    def norms(self) -> Tensor:
-        return (self.error.square().sum(1) * self.features.square().sum(1)).sqrt()
-
-    def rows(self, index: Tensor) -> _Outer:
-        return _Outer(self.error[index], self.features[index])
-
-    def to(self, dtype: torch.dtype) -> _Outer:
-        return _Outer(self.error.to(dtype), self.features.to(dtype))
-
-
-def _predicted(pool: Pool) -> _Outer:
+def _predicted(pool: Pool) -> OuterProducts:
     dtype = working_dtype(pool.n)
     error = finite(pool.tensor("logits").to(dtype).softmax(1), "BADGE", "logits").clone()
     features = finite(pool.tensor("features").to(dtype).flatten(1), "BADGE", "features")
     predicted = error.argmax(1, keepdim=True)
-    return _Outer(error.scatter_add_(1, predicted, -torch.ones_like(error[:, :1])), features)
+    return OuterProducts(error.scatter_add_(1, predicted, -torch.ones_like(error[:, :1])), features)

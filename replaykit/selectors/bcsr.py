@@ -36,6 +36,7 @@ from torch import Tensor
 from replaykit.draws import distinct, weighted
 from replaykit.selectors.pool import Pool, Selection, finite, take_count
 from replaykit.selectors.problem import InnerLoss, Parameters, Problem, linear_problem
+from replaykit.selectors.quotas import Shares, by_class
 from replaykit.selectors.simplex import project_simplex
 
 
@@ -59,6 +60,8 @@ class BCSR:
         batch: rows that estimate each inner gradient, outer gradient and Hessian product; None for all.
         draw: sample the rows in proportion to w instead of taking the largest.
         compat: the update of the released code.
+        shares: of the classes, such as `equal`: the largest weights of each class (w itself is of all rows
+            together); None: of all.
     """
 
     problem: Callable[[Pool], Problem] = field(default_factory=linear_problem)
@@ -75,6 +78,7 @@ class BCSR:
     batch: int | None = None
     draw: bool = False
     compat: bool = False
+    shares: Shares | None = None
 
     def __post_init__(self) -> None:
         whole = {"outer_steps": 1, "inner_steps": 0, "neumann": 0, "noise_draws": 1, "batch": 1}
@@ -96,9 +100,15 @@ class BCSR:
         k = take_count(k, pool.n, "BCSR")
         if k == 0:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
-        w, derivative = self.weigh(self.problem(pool), pool.n, k, rng)
-        rows = self._rows(w, derivative, k, rng)
-        return rows, torch.ones(k, dtype=torch.float64, device=rows.device)
+        try:
+            w, derivative = self.weigh(self.problem(pool), pool.n, k, rng)
+        except ValueError as error:
+            message = str(error)
+            raise ValueError(message if message.startswith("BCSR") else f"BCSR: {message}") from error
+        weighed = Pool(pool.n, pool.y, w=w, derivative=derivative)
+        if self.shares is None:
+            return self._heaviest(weighed, k, rng)
+        return by_class(self._heaviest, weighed, k, rng, "BCSR", self.shares)
 
     def weigh(
         self, problem: Problem, n: int, k: int, rng: np.random.Generator, start: Tensor | None = None
@@ -162,6 +172,10 @@ class BCSR:
         if self.batch is None or self.batch >= len(w):
             return torch.arange(len(w), device=w.device)
         return torch.from_numpy(distinct(len(w), self.batch, rng)).to(w.device)
+
+    def _heaviest(self, weighed: Pool, k: int, rng: np.random.Generator) -> Selection:
+        rows = self._rows(weighed.tensor("w"), weighed.tensor("derivative"), k, rng)
+        return rows, torch.ones(k, dtype=torch.float64, device=rows.device)
 
     def _rows(self, w: Tensor, derivative: Tensor, k: int, rng: np.random.Generator) -> Tensor:
         """Rows [k]: positive weights first, then the most promising of the others."""

@@ -26,7 +26,7 @@ from replaykit.selectors.facility_location import Coverage, square
 from replaykit.selectors.greedy import Engine, lazy
 from replaykit.selectors.pool import Pool, Selection, checked_vectors, checked_weight, take_count
 from replaykit.selectors.quotas import Shares, by_class, proportional
-from replaykit.selectors.rows import MAX_BYTES, Rows, squared_distances
+from replaykit.selectors.rows import MAX_BYTES, Rows, Symmetric, squared_distances
 
 
 def craig(
@@ -88,13 +88,13 @@ class CRAIG:
         squares = norms.square()
         k = take_count(k, pool.n, "CRAIG")
 
-        def nearness(index: Tensor) -> Tensor:
-            return squared_distances(vectors, index, squares).sqrt_().neg_()
+        def nearness(index: Tensor, among: Tensor | None = None) -> Tensor:
+            return squared_distances(vectors, index, squares, among).sqrt_().neg_()
 
         # No distance exceeds the diameter of the ball that holds all vectors.
         ceiling = 2 * norms.max().item() if pool.n else 0.0
         rows, weights, _ = _represent(
-            Rows(pool.n, nearness, norms, self.max_bytes), pool.weight, ceiling, k, self.engine, rng
+            Rows(pool.n, Symmetric(nearness), norms, self.max_bytes), pool.weight, ceiling, k, self.engine, rng
         )
         return rows, weights
 

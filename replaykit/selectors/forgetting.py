@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replaykit.selectors.pool import Pool, Selection, working_dtype
+from replaykit.selectors.pool import Pool, Selection, finite, working_dtype
 from replaykit.selectors.ranking import Order, highest, ranked
 
 
@@ -25,6 +25,18 @@ def forgetting_events(history: Tensor) -> Tensor:
     right = history.bool()
     events = (right[:-1] & ~right[1:]).sum(0)
     return torch.where(right.any(0), events, len(right))
+
+
+def checked_counts(counts: Tensor, name: str) -> Tensor:
+    """Counts of events [n], if they can be.
+
+    Raises:
+        ValueError: a count that is negative, NaN or infinite.
+    """
+    finite(counts, "Forgetting", name)
+    if len(counts) and counts.min() < 0:
+        raise ValueError(f"Forgetting: {name} must be counts >= 0, got {counts.min().item():g}")
+    return counts
 
 
 class ForgettingCounts:
@@ -93,5 +105,5 @@ class Forgetting:
         self.order, self.skip = order, skip
 
     def select(self, pool: Pool, k: int, rng: np.random.Generator) -> Selection:
-        scores = pool.tensor(self.needs[0]).to(working_dtype(pool.n))
+        scores = checked_counts(pool.tensor(self.needs[0]), self.needs[0]).to(working_dtype(pool.n))
         return ranked(scores, k, self.order, self.skip, "Forgetting", self.needs[0])

@@ -57,7 +57,7 @@ def grad_approx(
     target = float(products.double() @ weight.to(norms.device, torch.float64))
     fits = k * max(n, 1) * norms.element_size() <= max_bytes
     found = pursue(
-        Ahead(vectors.gram_rows, n, block=16, max_bytes=max_bytes).row,
+        Ahead(vectors.gram_rows, n, block=32, max_bytes=max_bytes).row,
         products,
         k,
         target,

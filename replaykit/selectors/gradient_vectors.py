@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from replaykit.selectors.outer_products import OuterProducts
+
 _NORM_ROWS = 64
 
 
@@ -22,6 +24,14 @@ class Gradients(Protocol):
     def weighted_sum(self, weights: Tensor) -> Tensor: ...
 
     def rows(self, index: Tensor) -> Gradients: ...
+
+    def outer_product(self) -> tuple[Tensor, Tensor] | None: ...
+
+
+def gradient_vectors(gradients: Gradients) -> GradientVectors | OuterProducts:
+    """Gradients as `Vectors`, by their two factors if they are of one layer and at hand."""
+    factors = gradients.outer_product()
+    return GradientVectors(gradients) if factors is None else OuterProducts(*factors)
 
 
 class GradientVectors:
@@ -45,8 +55,9 @@ class GradientVectors:
     def gram(self) -> Tensor:
         return self.gradients.inner(self.gradients, self.dtype)
 
-    def gram_rows(self, index: Tensor) -> Tensor:
-        return self.gradients.rows(index).inner(self.gradients, self.dtype)
+    def gram_rows(self, index: Tensor, among: Tensor | None = None) -> Tensor:
+        others = self.gradients if among is None else self.gradients.rows(among)
+        return self.gradients.rows(index).inner(others, self.dtype)
 
     def gram_times(self, weights: Tensor) -> Tensor:
         return self.gradients.inner(self.gradients.weighted_sum(weights)).to(self.dtype or weights.dtype)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replaykit.selectors.gradient_vectors import Gradients, GradientVectors
+from replaykit.selectors.gradient_vectors import Gradients, gradient_vectors
 
 Selection: TypeAlias = tuple[Tensor, Tensor]
 
@@ -29,8 +29,8 @@ class Vectors(Protocol):
         """All inner products [n, n]."""
         ...
 
-    def gram_rows(self, index: Tensor) -> Tensor:
-        """Rows of the Gram matrix: inner products of `index` [m] with all, [m, n]."""
+    def gram_rows(self, index: Tensor, among: Tensor | None = None) -> Tensor:
+        """Rows of the Gram matrix: inner products of `index` [m] with all, [m, n], or with `among` [c]."""
         ...
 
     def gram_times(self, weights: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ class Dense:
     def gram(self) -> Tensor:
         return self.values @ self.values.T
 
-    def gram_rows(self, index: Tensor) -> Tensor:
-        return self.values[index] @ self.values.T
+    def gram_rows(self, index: Tensor, among: Tensor | None = None) -> Tensor:
+        return self.values[index] @ (self.values if among is None else self.values[among]).T
 
     def gram_times(self, weights: Tensor) -> Tensor:
         return self.values @ (weights @ self.values)
@@ -78,13 +78,18 @@ class Dense:
     def to(self, dtype: torch.dtype) -> Dense:
         return Dense(self.values.to(dtype))
 
+    def scaled(self, factor: Tensor) -> Dense:
+        """Every vector times its factor [n]."""
+        return Dense(self.values * factor[:, None])
+
 
 Value: TypeAlias = Tensor | Vectors | Gradients
 Quantity: TypeAlias = Value | Callable[[], Value]
 
 
 class Selector(Protocol):
-    needs: tuple[str, ...]
+    @property
+    def needs(self) -> tuple[str, ...]: ...
 
     def select(self, pool: Pool, k: int, rng: np.random.Generator) -> Selection: ...
 
@@ -162,7 +167,7 @@ def as_vectors(values: Tensor | Vectors | Gradients) -> Vectors:
     """Rows of a tensor [n, ...] as vectors, gradients by their inner products, vectors as they are."""
     if isinstance(values, Tensor):
         return Dense(values.flatten(1) if values.ndim > 1 else values.reshape(-1, 1))
-    return values if isinstance(values, Vectors) else GradientVectors(values)
+    return values if isinstance(values, Vectors) else gradient_vectors(values)
 
 
 def working_dtype(n: int) -> torch.dtype:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,20 @@ MAX_BYTES = 2 * 2**30
 # Rows worked on at a time: what stays in a core's cache, or enough to fill an accelerator.
 _PIECE = {"cpu": 2**19}
 _DEVICE_PIECE = 2**28
+
+
+class Symmetric:
+    """The entries of a symmetric matrix as a function of their row numbers.
+
+    Args:
+        entries: row numbers [m], and column numbers [c] or None for all of them, to entries [m, c or n].
+    """
+
+    def __init__(self, entries: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+        self._entries = entries
+
+    def __call__(self, index: Tensor, among: Tensor | None = None) -> Tensor:
+        return self._entries(index, among)
 
 
 class Rows:
@@ -43,11 +59,13 @@ class Rows:
         self._compute = compute
         self.matrix: Tensor | None = None
         if hold and 0 < n * row <= max_bytes:
-            matrix = like.new_empty(n, n)
-            # Products of many rows at a time are the efficient ones.
-            for index in torch.split(torch.arange(n, device=like.device), 16 * self.piece):
-                matrix[index[0] : index[-1] + 1] = compute(index)
-            self.matrix = matrix
+            self.matrix = _empty(n, like)
+            if isinstance(compute, Symmetric):
+                _fill_by_halves(self.matrix, compute, max(1, math.isqrt(2 * piece // like.element_size())))
+            else:
+                # Products of many rows at a time are the efficient ones.
+                for index in torch.split(torch.arange(n, device=like.device), 16 * self.piece):
+                    self.matrix[index[0] : index[-1] + 1] = compute(index)
 
     @classmethod
     def of(cls, matrix: Tensor) -> Rows:
@@ -74,8 +92,29 @@ class Rows:
             yield torch.index_select(self.matrix, 0, part, out=room[: len(part)])
 
 
-def squared_distances(vectors: Vectors, index: Tensor, squares: Tensor) -> Tensor:
-    """Squared distances of the rows `index` [m] to all, [m, n].
+def _empty(n: int, like: Tensor) -> Tensor:
+    """Room for a matrix [n, n]."""
+    if like.is_cpu and like.dtype in (torch.float32, torch.float64):
+        # NumPy asks for huge pages, which torch does not: the first write costs a fraction.
+        return torch.from_numpy(np.empty((n, n), np.float32 if like.dtype is torch.float32 else np.float64))
+    return like.new_empty(n, n)
+
+
+def _fill_by_halves(matrix: Tensor, entries: Symmetric, side: int) -> None:
+    """Compute the tiles above the diagonal, and write each of them twice."""
+    parts = torch.split(torch.arange(len(matrix), device=matrix.device), side)
+    for i, index in enumerate(parts):
+        rows = slice(i * side, i * side + len(index))
+        for j, among in enumerate(parts[i:], i):
+            columns = slice(j * side, j * side + len(among))
+            tile = entries(index, among)
+            matrix[rows, columns] = tile
+            if j > i:
+                matrix[columns, rows] = tile.T
+
+
+def squared_distances(vectors: Vectors, index: Tensor, squares: Tensor, among: Tensor | None = None) -> Tensor:
+    """Squared distances of the rows `index` [m] to all, [m, n], or to `among` [c].
 
     ‖a‖² + ‖b‖² - 2 a·b cannot tell points apart that are closer than its rounding error; those get the
     distance 0, so that duplicates are duplicates.
@@ -83,7 +122,7 @@ def squared_distances(vectors: Vectors, index: Tensor, squares: Tensor) -> Tenso
     Args:
         squares: squared norms of all vectors [n].
     """
-    scale = squares[index, None] + squares
-    distances = vectors.gram_rows(index).mul_(-2).add_(scale)
+    scale = squares[index, None] + (squares if among is None else squares[among])
+    distances = vectors.gram_rows(index, among).mul_(-2).add_(scale)
     noise = scale.mul_(8 * torch.finfo(squares.dtype).eps)
     return torch.where(distances > noise, distances, distances.new_zeros(()))

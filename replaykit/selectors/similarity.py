@@ -1,7 +1,7 @@
 """Similarities of vectors that facility location, graph cut and log-determinant accept.
 
 A similarity takes vectors and returns a function from row numbers [m] to rows [m, n] of the matrix, so that
-no more of the matrix is made than is needed.
+no more of the matrix is made than is needed. If it is `Symmetric`, one half of a matrix that is held is made.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from replaykit.selectors.pool import Vectors
-from replaykit.selectors.rows import squared_distances
+from replaykit.selectors.rows import Symmetric, squared_distances
 from replaykit.selectors.unit import Unit
 
 
@@ -20,10 +20,10 @@ def cosine(vectors: Vectors) -> Callable[[Tensor], Tensor]:
     """(1 + cos) / 2, in [0, 1] and positive semi-definite; the cosine with a zero vector (norm < 1e-8) is 0."""
     unit = Unit(vectors)
 
-    def rows(index: Tensor) -> Tensor:
-        return unit.gram_rows(index).clamp_(-1, 1).add_(1).div_(2)
+    def rows(index: Tensor, among: Tensor | None = None) -> Tensor:
+        return unit.gram_rows(index, among).clamp_(-1, 1).add_(1).div_(2)
 
-    return rows
+    return Symmetric(rows)
 
 
 def gaussian(vectors: Vectors, width: float | None = None) -> Callable[[Tensor], Tensor]:
@@ -36,7 +36,7 @@ def gaussian(vectors: Vectors, width: float | None = None) -> Callable[[Tensor],
     else:
         variance = torch.as_tensor(width**2, dtype=squares.dtype, device=squares.device)
 
-    def rows(index: Tensor) -> Tensor:
-        return squared_distances(vectors, index, squares).div_(-2 * variance).exp_()
+    def rows(index: Tensor, among: Tensor | None = None) -> Tensor:
+        return squared_distances(vectors, index, squares, among).div_(-2 * variance).exp_()
 
-    return rows
+    return Symmetric(rows)

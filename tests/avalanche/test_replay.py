@@ -433,7 +433,10 @@ def test_something_that_is_no_buffer_is_refused() -> None:
 def test_a_loss_that_asks_for_an_unknown_column_names_what_there_is() -> None:
     from replaykit.losses import WeightedCrossEntropy
 
-    strategy = naive(Replay(memory(), loss=WeightedCrossEntropy()))
+    class Silent(policies.Reservoir):
+        writes = None  # it does not say, so only the first draw can tell
+
+    strategy = naive(Replay(Buffer(12, Silent()), loss=WeightedCrossEntropy()))
     with pytest.raises(KeyError, match=r"no column 'weight'; the memory holds \['x', 'y'\]"):
         strategy.train(unlabelled().train_stream, eval_streams=[])
 

@@ -33,6 +33,7 @@ from torch.utils.data import Dataset, default_collate
 
 from replaykit import Buffer, policies
 from replaykit.avalanche import StoragePolicy
+from replaykit.testing import reloaded, same
 
 
 class Minibatches(Spy):
@@ -318,3 +319,85 @@ def test_a_whole_online_stream_is_remembered() -> None:
     strategy.train(split_online_stream(unlabelled(200).train_stream, 5, seed=0), eval_streams=[])
     counts = torch.bincount(storage.memory["y"], minlength=CLASSES)
     assert storage.memory.seen == 200 and counts.sum() == 40 and counts.min() >= 2
+
+
+# -- memories that have rows already ------------------------------------------------------------------
+
+
+def restored(storage: StoragePolicy) -> Buffer:
+    memory = Buffer(storage.memory.capacity, policies.Reservoir(), seed=9)
+    memory.load_state_dict(reloaded(storage.memory.state_dict()))
+    return memory
+
+
+def samples(dataset) -> list[list[object]]:
+    return [[torch.as_tensor(part).tolist() for part in sample] for sample in dataset]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_restored_memory_shows_its_rows_at_once(name: str) -> None:
+    storage, data = policy(), STREAMS[name]()
+    for experience in data.train_stream:
+        storage.post_adapt(Agent(), experience)
+    like = data.train_stream[0].dataset
+    shown = StoragePolicy(restored(storage), like=like).buffer
+    assert type(shown) is type(like) and len(shown) == 12
+    assert samples(shown) == samples(storage.buffer) and list(shown.targets) == list(storage.buffer.targets)
+
+
+def test_a_run_with_a_restored_memory_goes_on_like_one_that_was_not_interrupted() -> None:
+    ends = []
+    for stops in (False, True):
+        storage, data = policy(), classic(train_transform=lambda a: 3 * a, eval_transform=None)
+        torch.manual_seed(0)
+        strategy = naive(ReplayPlugin(12, batch_size_mem=4, storage_policy=storage), model=mlp())
+        strategy.train(data.train_stream[0], eval_streams=[])
+        if stops:
+            like = data.train_stream[0].dataset
+            storage = StoragePolicy(restored(storage), like=like)
+            strategy.plugins = [p for p in strategy.plugins if not isinstance(p, ReplayPlugin)]
+            strategy.plugins.append(ReplayPlugin(12, batch_size_mem=4, storage_policy=storage))
+        torch.manual_seed(1)
+        strategy.train(data.train_stream[1], eval_streams=[])
+        ends.append((parameters(strategy.model), storage.memory.state_dict()))
+    assert torch.equal(ends[0][0], ends[1][0]) and same(ends[0][1], ends[1][1])
+
+
+def test_without_a_data_set_the_rows_of_a_restored_memory_are_not_guessed() -> None:
+    storage, data = policy(), unlabelled()
+    storage.post_adapt(None, data.train_stream[0])
+    again = StoragePolicy(restored(storage))
+    with pytest.raises(
+        ValueError, match=r"holds 12 rows, and no data set says what .* StoragePolicy\(buffer, like="
+    ):
+        len(again.buffer)
+    again.post_adapt(None, data.train_stream[1])
+    assert len(again.buffer) == 12
+
+
+def test_restored_rows_keep_the_transforms_of_their_data_sets() -> None:
+    x, y = rows(20)
+    experiences = [
+        as_classification_dataset(
+            Labelled(x[i::2], y[i::2]), transform_groups={"train": (partial(torch.mul, i + 2), None)}
+        )
+        for i in range(2)
+    ]
+    storage = policy(20)
+    for experience in benchmark_from_datasets(train=experiences).train_stream:
+        storage.post_adapt(None, experience)
+    again = StoragePolicy(restored(storage), like=experiences)
+    assert samples(again.buffer) == samples(storage.buffer)
+    with pytest.raises(
+        ValueError, match="came with 2 different transforms, 1 are known; pass like= a list of the"
+    ):
+        len(StoragePolicy(restored(storage), like=experiences[0]).buffer)
+
+
+def test_a_data_set_that_the_rows_do_not_come_from() -> None:
+    storage = policy()
+    storage.post_adapt(None, unlabelled().train_stream[0])
+    with pytest.raises(ValueError, match=r"the memory has columns .*, samples like these have also \['t'\]"):
+        StoragePolicy(restored(storage), like=classic(task_labels=True).train_stream[0].dataset)
+    with pytest.raises(ValueError, match="column 'x' holds rows .* got rows"):
+        StoragePolicy(restored(storage), like=as_classification_dataset(Pictures()))

@@ -15,7 +15,7 @@ from avalanche.evaluation.metrics import (
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
-from small_streams import Silent, classic, mlp, parameters, template, unlabelled
+from small_streams import Silent, classic, mlp, parameters, rows, template, unlabelled
 
 from replaykit.avalanche import Template
 from replaykit.avalanche.template import EVENTS, callbacks
@@ -125,6 +125,81 @@ def test_plugins_added_between_epochs_are_found() -> None:
     strategy.plugins.insert(0, Adder())
     strategy.train(unlabelled(10, 1).train_stream, eval_streams=[])
     assert [name for name, _ in added.noted].count("after_update") == 2
+
+
+# -- what predicts ------------------------------------------------------------------------------------
+
+
+class Swapped(torch.nn.Module):
+    """The model's outputs, classes in reverse, and its mode in every pass."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model, self.passes = model, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes.append(self.training)
+        return self.model(x).flip(1)
+
+
+class Predicting(Template):
+    made: list[Swapped]
+
+    def classifier(self) -> Any:
+        self.made = [*getattr(self, "made", []), Swapped(self.model)]
+        return self.made[-1]
+
+
+def test_the_classifier_is_evaluated_in_the_models_place() -> None:
+    metrics = accuracy_metrics(stream=True), loss_metrics(stream=True)
+    data, logger = unlabelled(tasks=1), Collected()
+    strategy = Predicting(**template(evaluator=EvaluationPlugin(*metrics, loggers=[logger])))
+    strategy.train(data.train_stream, eval_streams=[])
+    assert not hasattr(strategy, "made"), "training asks for none"
+    strategy.model.train()
+    found = strategy.eval(data.test_stream)
+    (classifier,) = strategy.made
+    assert classifier.passes == [False] * 5 and classifier.training and strategy.model.training
+    x, y = rows(80)
+    z = strategy.model(x).flip(1)
+    values = {name.split("/")[0]: value for name, value in found.items()}
+    assert values["Top1_Acc_Stream"] == pytest.approx((z.argmax(1) == y).float().mean().item())
+    assert values["Loss_Stream"] == pytest.approx(torch.nn.functional.cross_entropy(z, y).item(), rel=1e-5)
+
+
+def test_evaluations_within_training_ask_for_the_classifier_and_training_goes_on_with_the_model() -> None:
+    models = []
+    for kind in (Predicting, Template):
+        strategy, data = kind(**template(train_epochs=2, eval_every=1)), unlabelled()
+        torch.manual_seed(0)
+        strategy.train(data.train_stream, eval_streams=[data.test_stream])
+        models.append(parameters(strategy.model))
+        assert strategy.model.training
+    assert torch.equal(*models)
+
+
+def test_a_failing_evaluation_leaves_modes_and_model_in_place() -> None:
+    class Broken(Predicting):
+        def classifier(self) -> Any:
+            made = super().classifier()
+            made.forward = lambda x: 1 / 0
+            return made
+
+    strategy, data = Broken(**template()), unlabelled()
+    strategy.model.train()
+    with pytest.raises(ZeroDivisionError):
+        strategy.eval(data.test_stream)
+    assert strategy.made[-1].training and strategy.model.training
+    strategy.train(data.train_stream, eval_streams=[])
+    assert parameters(strategy.model).isfinite().all()
+
+
+def test_a_state_that_nobody_keeps_is_refused() -> None:
+    strategy = Template(**template())
+    assert strategy.state_dict() == {}
+    strategy.load_state_dict({})
+    with pytest.raises(ValueError, match="Template keeps no state, got .'task'"):
+        strategy.load_state_dict({"task": 1})
 
 
 def test_overridden_events_of_a_subclass_are_used() -> None:

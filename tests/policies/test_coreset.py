@@ -9,7 +9,7 @@ from replaykit.policies.coreset import Coreset
 from replaykit.probe import Probe
 from replaykit.selectors import Pool
 from replaykit.selectors.pool import Selection
-from replaykit.testing import check_policy, example_model, example_stream
+from replaykit.testing import check_policy, example_model, example_stream, same
 
 
 def unweighted(n: int) -> dict[str, torch.Tensor]:
@@ -45,7 +45,7 @@ class Heaviest:
         (selectors.KCenter("x"), {"recent": 3}),
         (selectors.GCR(), {"candidates": 20}),
         (selectors.Rainbow(), {"budget": "global"}),
-        (selectors.Bilevel(quantity="x", max_outer=1), {"budget": "global", "candidates": 6}),
+        (selectors.Bilevel(quantity="x", ridge=0.01), {"budget": "global", "candidates": 6}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -54,7 +54,7 @@ def test_contract(selector: selectors.Selector, options: dict) -> None:
         return Probe(model, prepare=torch.Tensor.float, views=lambda x: x.roll(1, -1))
 
     check_policy(
-        lambda: Coreset(selector, **options), make_stream=unweighted, make_probe=probe, rows=60, capacity=8
+        lambda: Coreset(selector, **options), make_stream=unweighted, make_probe=probe, rows=30, capacity=8
     )
 
 
@@ -148,3 +148,45 @@ def test_a_batch_that_does_not_fit_is_told_why() -> None:
             Buffer(4, Coreset(Heaviest())).add({**points([1.0]), name: torch.ones(1)})
     with pytest.raises(ValueError, match=r"Coreset needs features of a probe; pass add\(batch, probe="):
         Buffer(4, Coreset(selectors.Herding())).add(points([1.0]))
+
+
+class Opposite:
+    """No kernel: all its eigenvalues are negative."""
+
+    def fit(self, x: torch.Tensor) -> "Opposite":
+        return self
+
+    def __call__(self, a: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
+        return -(a @ (a if b is None else b).T)
+
+
+def negative(vectors: selectors.Vectors) -> object:
+    return lambda index: -vectors.gram_rows(index)
+
+
+@pytest.mark.parametrize(
+    ("selector", "spoil", "message"),
+    [
+        (selectors.KCenter("x"), torch.nan, r"KCenter: x of row \d holds NaN.*drop them \(class 1\)"),
+        (selectors.GradMatch("x", lam=-1.0), None, r"GradMatch: .*lam and eps must be >= 0.*\(class 0\)"),
+        (selectors.LogDeterminant("x", negative), None, r"LogDeterminant: .*use another kernel \(class 0\)"),
+        (selectors.Bilevel(Opposite()), None, r"Bilevel: .*add a multiple of the identity \(class 0\)"),
+        (selectors.BCSR(needs=("x",)), None, r"BCSR: .*features.*give it when building the pool.*\(class 0\)"),
+        (selectors.Rainbow(quantity="age"), torch.nan, r"the selector reads columns \['age'\]"),
+    ],
+    ids=lambda value: type(value).__name__ if hasattr(value, "select") else "",
+)
+def test_an_error_names_selector_class_and_cure_and_leaves_the_memory(
+    selector: selectors.Selector, spoil: float | None, message: str
+) -> None:
+    buffer = Buffer(4, Coreset(selectors.KCenter("x")))
+    buffer.add(points([1.0, 2.0, 3.0, 4.0, 5.0], [0, 0, 1, 1, 1]))
+    state = buffer.state_dict()
+    offended = Buffer(4, Coreset(selector))
+    offended.load_state_dict(state)
+    bad = points([9.0, 8.0, 7.0], [0, 1, 1], start=5)
+    if spoil is not None:
+        bad["x"][2] = spoil
+    with pytest.raises((ValueError, KeyError), match=message):
+        offended.add(bad)
+    assert same(offended.state_dict(), state)

@@ -473,7 +473,7 @@ def test_a_probe_is_asked_for(policy: type[FeatureMemory]) -> None:
 
 @BOTH
 def test_batches_may_not_bring_the_columns_of_the_policy(policy: type[FeatureMemory]) -> None:
-    for name in policy.own:
+    for name in policy.writes:
         batch = {"x": torch.zeros(2, 3), "y": torch.tensor([0, 1]), name: torch.zeros(2, 3)}
         with pytest.raises(ValueError, match=f"column '{name}' is written by this policy; rename"):
             Buffer(4, policy()).add(batch, Look())

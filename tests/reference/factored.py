@@ -13,8 +13,9 @@ class Factored:
     def __len__(self) -> int:
         return len(self.r)
 
-    def gram_rows(self, index: Tensor) -> Tensor:
-        return (self.r[index] @ self.r.T).mul_((self.h[index] @ self.h.T).add_(1))
+    def gram_rows(self, index: Tensor, among: Tensor | None = None) -> Tensor:
+        r, h = (self.r, self.h) if among is None else (self.r[among], self.h[among])
+        return (self.r[index] @ r.T).mul_((self.h[index] @ h.T).add_(1))
 
     def gram(self) -> Tensor:
         return self.gram_rows(torch.arange(len(self)))

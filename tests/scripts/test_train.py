@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from replaykit.policies import Coreset
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 QUICK = ["--per-class", "20", "--memory", "20", "--checkpoint-every", "3"]
 
@@ -74,7 +76,22 @@ GUIDED: list[dict[str, Any]] = [
     {"strategy": "er_ace", "policy": "shapley"},
     {"strategy": "er", "policy": "mean_of_features"},
     {"strategy": "gss", "policy": "gss_clust", "policy_options": ("recent=6",)},
+    {"strategy": "rehearsal", "policy": "herding", "loss": "derpp", "strategy_options": ("candidates=30",)},
+    {"strategy": "rehearsal", "policy": "gcr", "loss": "weighted"},
+    {"strategy": "er", "policy": "lars", "retrieval": "prioritised", "retrieval_options": ("beta=0.5",)},
+    {"strategy": "er", "policy": "labrs", "retrieval": "least_replayed"},
+    {"strategy": "derpp", "policy": "abs", "retrieval": "mixed_sources"},
+    {"strategy": "er", "policy": "greedy_coreset", "retrieval": "grasp"},
+    {"strategy": "er_lwf", "policy": "icarl", "retrieval": "class_matched"},
+    {"strategy": "xder_ce", "policy": "xder"},
+    {"strategy": "gdumb", "policy": "rainbow_memory", "strategy_options": ("passes=2",)},
+    {"strategy": "agem", "policy": "k_center"},
+    {"strategy": "er_aml", "policy": "moderate"},
+    {"strategy": "scr", "policy": "badge"},
 ]
+# Coresets that differ by their selector alone, which keeps nothing between tasks.
+SELECTORS = ("bcsr", "grad_match", "craig", "facility_location", "graph_cut", "log_determinant", "grand", "el2n")
+SELECTORS += ("least_confidence", "margin", "entropy", "importance")
 POLICIES = ("reservoir", "random_key", "ring", "class_balanced", "partitioning", "balanced", "greedy_balanced")
 GRID = [{"strategy": STRATEGIES[i % 4 + 2], "policy": policy} for i, policy in enumerate(POLICIES)]
 GRID += [{"strategy": "sgd", "policy": "reservoir"}, {"strategy": "joint", "policy": "reservoir"}]
@@ -83,7 +100,8 @@ GRID += [{"strategy": "sgd", "policy": "reservoir"}, {"strategy": "joint", "poli
 def test_every_policy_of_the_scripts_is_resumed_in_a_test() -> None:
     from tables import POLICIES as ALL
 
-    assert {case["policy"] for case in [*GRID, *GUIDED]} == set(ALL)
+    assert {case["policy"] for case in [*GRID, *GUIDED]} | set(SELECTORS) == set(ALL)
+    assert all(issubclass(ALL[policy], Coreset) for policy in SELECTORS)
 
 
 @pytest.mark.parametrize("chosen", [*GRID, *GUIDED], ids=lambda case: f"{case['strategy']}-{case['policy']}")
@@ -126,7 +144,7 @@ def test_resuming_anywhere_equals_not_stopping(
             continue
     first, second = result(tmp_path / "whole"), result(tmp_path / "cut")
     for found in (first, second):
-        for name in ("config", "seconds", "samples_per_second", "versions"):
+        for name in ("config", "seconds", "selection_seconds", "samples_per_second", "versions"):
             del found[name]
     assert first == second
 
@@ -135,7 +153,7 @@ def test_resuming_anywhere_equals_not_stopping(
     ("change", "message"),
     [
         ({"stream": "split_imagenet"}, "unknown stream 'split_imagenet'; there are split_digits"),
-        ({"strategy": "magic"}, "unknown strategy 'magic'; there are sgd, joint, er"),
+        ({"strategy": "magic"}, "unknown strategy 'magic'; there are sgd, joint, rehearsal, er, er_ace"),
         ({"policy": "magic"}, "unknown policy 'magic'; there are reservoir"),
         ({"memory": 0}, "--memory must be at least 1, got 0"),
         ({"retrieval": "magic"}, "unknown retrieval 'magic'; there are uniform"),
@@ -149,6 +167,9 @@ def test_resuming_anywhere_equals_not_stopping(
             "strategy 'derpp' takes .*fuse_replay=..., .*; got 'fuse_replay'",
         ),
         ({"strategy": "derpp", "policy": "ocs"}, "logits belong to a training step"),
+        ({"strategy": "er", "loss": "derpp"}, "--loss is for --strategy rehearsal, er has a loss of its own"),
+        ({"strategy": "rehearsal", "loss": "magic"}, "unknown loss 'magic'; there are cross_entropy, weighted,"),
+        ({"strategy": "rehearsal", "loss": "weighted"}, "looks at a column 'weight'.* Use another loss"),
         ({"lr": -1.0}, "--lr must not be negative"),
         ({"stream": "split_mnist", "data": "nowhere"}, "nowhere"),
         ({"resume": True, "name": "never"}, "no checkpoint"),
@@ -213,7 +234,8 @@ def test_an_offline_wandb_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["train.py", "split_mnist.py", "split_cifar10.py", "split_cifar100.py", "table.py"]
+    "script",
+    ["train.py", "split_mnist.py", "split_cifar10.py", "split_cifar100.py", "imbalanced_mnist.py", "table.py"],
 )
 def test_help(script: str, tmp_path: Path) -> None:
     assert "--" in finish(

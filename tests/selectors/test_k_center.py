@@ -55,9 +55,9 @@ def test_fetching_ahead_asks_fewer_times() -> None:
     calls = []
 
     class Watched(Factored):
-        def gram_rows(self, index):
+        def gram_rows(self, index, among=None):
             calls.append(len(index))
-            return super().gram_rows(index)
+            return super().gram_rows(index, among)
 
     rng = np.random.default_rng(0)
     vectors = Watched(torch.from_numpy(rng.normal(size=(500, 3))), torch.from_numpy(rng.normal(size=(500, 8))))

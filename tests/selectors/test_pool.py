@@ -6,9 +6,10 @@ import torch
 from reference.factored import Factored
 from torch import nn
 
-from replaykit.gradients import last_layer_gradients
+from replaykit.gradients import last_layer_gradients, per_sample_gradients
 from replaykit.selectors import CRAIG, GCR, GraNd, Herding, KCenter, Pool, Vectors
 from replaykit.selectors.gradient_vectors import GradientVectors
+from replaykit.selectors.outer_products import OuterProducts
 from replaykit.selectors.pool import Dense, as_vectors, checked_vectors, working_dtype
 from replaykit.selectors.rows import Rows, squared_distances
 from replaykit.selectors.unit import Unit
@@ -65,14 +66,33 @@ def test_every_kind_of_vectors_answers_like_the_matrix(device: str) -> None:
 
 def test_gradients_of_a_model_are_vectors() -> None:
     gradients, explicit, _ = network_gradients()
-    check(as_vectors(gradients), explicit, 1e-5)
-    # In float64 the products are exact to the float32 factors; the weighted sum is formed in float32.
-    precise = as_vectors(gradients).to(torch.float64)
-    assert isinstance(precise, GradientVectors)
+    assert isinstance(as_vectors(gradients), OuterProducts)
     dense = explicit.double()
-    assert torch.allclose(precise.norms().square(), precise.gram().diagonal(), rtol=1e-14)
-    assert torch.allclose(precise.gram_rows(torch.arange(4)), (dense @ dense.T)[:4], rtol=1e-5, atol=1e-6)
-    check(precise, dense, 1e-5)
+    for vectors in (as_vectors(gradients), GradientVectors(gradients)):
+        check(vectors, explicit, 1e-5)
+        # In float64 the products are exact to the float32 factors.
+        precise = vectors.to(torch.float64)
+        assert torch.allclose(precise.norms().square(), precise.gram().diagonal(), rtol=1e-14)
+        assert torch.allclose(precise.gram_rows(torch.arange(4)), (dense @ dense.T)[:4], rtol=1e-5, atol=1e-6)
+        check(precise, dense, 1e-5)
+        check(Unit(precise), dense / dense.norm(dim=1, keepdim=True), 1e-5)
+
+
+def test_gradients_are_outer_products_only_where_their_factors_are() -> None:
+    x = {"x": torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), "y": torch.arange(9) % 2}
+    for bias in (True, False):
+        model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2, bias=bias))
+        found = last_layer_gradients(model, x)
+        r, h = found.outer_product()
+        weight = (r[:, :, None] * h[:, None, :5]).flatten(1)
+        expected = torch.cat([weight, r], 1) if bias else weight
+        torch.testing.assert_close(found.explicit(), expected)
+        assert h.shape == (9, 5 + bias)
+        part = found.rows(torch.tensor([7, 2])).outer_product()
+        assert torch.equal(part[0], r[[7, 2]]) and torch.equal(part[1], h[[7, 2]])
+        assert isinstance(as_vectors(per_sample_gradients(model, x)), GradientVectors)
+    convolution = nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 4), nn.Flatten())
+    assert isinstance(as_vectors(per_sample_gradients(convolution, x)), GradientVectors)
 
 
 def test_selectors_take_the_gradients_of_a_model() -> None:
@@ -87,6 +107,10 @@ def test_selectors_take_the_gradients_of_a_model() -> None:
 
 def test_distances_of_duplicates_are_zero_and_others_are_right() -> None:
     gradients, explicit, _ = network_gradients()
+    # A model may round equal inputs differently, by their place in the batch; copies are equal.
+    copies = torch.arange(30)
+    copies[5] = 4
+    gradients, explicit = gradients.rows(copies), explicit[copies]
     vectors = as_vectors(gradients).to(torch.float64)
     squares = vectors.norms().square()
     distances = squared_distances(vectors, torch.arange(30), squares)

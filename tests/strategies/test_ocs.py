@@ -332,7 +332,7 @@ def test_its_state_is_the_pool_and_two_counts() -> None:
     other.load_state_dict(made.state_dict())
     assert same(other.state_dict(), made.state_dict()) and len(other.replay.pool) == 5
     for bad in ({}, {**made.state_dict(), "batches": -1}, {**made.state_dict(), "degenerate": 0.5}):
-        with pytest.raises(ValueError, match="not the state of OCS's training"):
+        with pytest.raises(ValueError, match="not the state of PickedReplay"):
             other.load_state_dict(bad)
 
 
