@@ -93,7 +93,7 @@ class XDER(Template):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         buffer: Buffer,
-        classes_per_task: Sequence[Sequence[int]],
+        classes_per_task: Sequence[Sequence[int]] | None = None,
         preset: str = "tpami",
         batch_size_mem: int | None = None,
         future_view: Callable[[Tensor], Tensor] | None = None,

@@ -12,7 +12,7 @@ def largest_remainders(shares: NDArray[np.float64], n: int) -> IntArray:
     """Numbers of rows [k] for shares [k] that sum to 1: ⌊n · share⌋, and one more for the largest remainders."""
     wanted = np.round(shares * n, 9)  # a share of a third of 9 rows is 3 rows
     rows: IntArray = np.floor(wanted).astype(np.int64)
-    first = np.argsort(-(wanted - rows), kind="stable")[: n - rows.sum()]
+    first = np.argsort(-np.round(wanted - rows, 8), kind="stable")[: n - rows.sum()]  # equal ones in their order
     rows[first] += 1
     return rows
 

@@ -50,13 +50,16 @@ class Heads:
         ValueError: no task, a task without classes, a negative label, a label in two tasks.
     """
 
-    def __init__(self, classes_per_task: Sequence[Sequence[int]]) -> None:
+    def __init__(self, classes_per_task: Sequence[Sequence[int]] | None) -> None:
         try:
+            if classes_per_task is None:
+                raise TypeError("None has no tasks")
             self.tasks = tuple(tuple(int(label) for label in classes) for classes in classes_per_task)
         except TypeError as error:
             raise TypeError(
                 "classes_per_task lists the labels of every task, such as [[0, 1], [2, 3]]; got "
-                f"{classes_per_task!r}. X-DER needs to know the tasks: a stream without them cannot be used"
+                f"{classes_per_task!r}. X-DER needs to know the tasks (`Stream.classes_per_task` has them): a "
+                "stream without them cannot be used, take DERpp there"
             ) from error
         labels = [label for classes in self.tasks for label in classes]
         if not self.tasks or not all(self.tasks):
