@@ -66,6 +66,10 @@ class Config:
     else 0.5."""
     joint_forward: bool = True
     """er: new and replayed rows in one forward pass (BatchNorm sees them together), or in two."""
+    reptile_every: int | None = None
+    """Steps from one interpolation of Reptile to the next, beside any strategy; default: none."""
+    reptile_rate: float = 0.3
+    """How far an interpolation goes, from 0 to 1 (1 is plain training)."""
     augment: bool = False
     """Random crops and flips, of the stream and of the memory, each row its own."""
     normalise: bool = False
@@ -106,6 +110,7 @@ class Config:
             "tasks",
             "per_class",
             "eval_every",
+            "reptile_every",
             "threads",
         )
         for name in counts:
@@ -127,6 +132,7 @@ class Config:
             return self.name
         special = [self.retrieval] if self.retrieval != "uniform" else []
         special += ["last"] if self.layers == "last" else []
+        special += [] if self.reptile_every is None else [f"reptile={self.reptile_every}"]
         special += [self.loss] if self.loss != "cross_entropy" else []
         special += [*self.loss_options, *self.policy_options, *self.retrieval_options, *self.strategy_options]
         parts = [self.stream, self.strategy, self.policy, *special, str(self.memory), str(self.seed)]

@@ -14,7 +14,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from config import Config, differences
 from stopwatch import Stopwatch
-from tables import make_buffer, make_model, make_strategy, make_stream, uses_memory
+from tables import make_buffer, make_model, make_reptile, make_strategy, make_stream, uses_memory
 from torch import Tensor
 
 import replaykit
@@ -37,9 +37,9 @@ class Experiment:
         self.model = make_model(self.config, self.stream)
         self.buffer = make_buffer(self.config)
         self.progress = Progress(self)
-        self.strategy = make_strategy(
-            self.config, self.stream, self.model, self.buffer, self.views, [self.progress]
-        )
+        self.reptile = make_reptile(self.config)
+        plugins = [self.progress, *([] if self.reptile is None else [self.reptile])]
+        self.strategy = make_strategy(self.config, self.stream, self.model, self.buffer, self.views, plugins)
         self.folder = Path(self.config.out) / self.config.run_name
         self.task = self.iteration = self.samples = 0
         self.seconds = 0.0
@@ -203,6 +203,7 @@ class Experiment:
             "model": self.model.state_dict(),
             "optimizer": self.strategy.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
+            "reptile": None if self.reptile is None else self.reptile.state_dict(),
             "buffer": self.buffer.state_dict(),
             "generators": checkpoint.generators(),
             "finished": finished,
@@ -217,6 +218,8 @@ class Experiment:
         self.model.load_state_dict(saved["model"])
         self.buffer.load_state_dict(saved["buffer"])
         self.strategy.load_state_dict(saved["strategy"])
+        if self.reptile is not None:
+            self.reptile.load_state_dict(saved["reptile"])
         self.task, self.iteration, self.samples = saved["task"], saved["iteration"], saved["samples"]
         self.seconds, self.records, self.held = saved["seconds"], saved["records"], saved["held"]
         self.selection.seconds = saved.get("selection_seconds", 0.0)

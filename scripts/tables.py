@@ -14,7 +14,7 @@ from options import build
 
 from replaykit import Buffer, benchmarks, losses, policies, retrieval
 from replaykit.augment import Views
-from replaykit.avalanche import FreshOptimizer, Template
+from replaykit.avalanche import FreshOptimizer, Reptile, Template
 from replaykit.benchmarks import Stream
 from replaykit.buffer import AnyRetrieval
 from replaykit.plan import Policy
@@ -335,6 +335,10 @@ def make_strategy(
         evaluator=evaluator,
         **fixed,
     )
+
+
+def make_reptile(config: Config) -> Reptile | None:
+    return None if config.reptile_every is None else Reptile(config.reptile_every, config.reptile_rate)
 
 
 def make_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -79,7 +79,7 @@ GUIDED: list[dict[str, Any]] = [
     {"strategy": "rehearsal", "policy": "herding", "loss": "derpp", "strategy_options": ("candidates=30",)},
     {"strategy": "rehearsal", "policy": "gcr", "loss": "weighted"},
     {"strategy": "er", "policy": "lars", "retrieval": "prioritised", "retrieval_options": ("beta=0.5",)},
-    {"strategy": "er", "policy": "labrs", "retrieval": "least_replayed"},
+    {"strategy": "er", "policy": "labrs", "retrieval": "least_replayed", "reptile_every": 4},
     {"strategy": "derpp", "policy": "abs", "retrieval": "mixed_sources"},
     {"strategy": "er", "policy": "greedy_coreset", "retrieval": "grasp"},
     {"strategy": "er_lwf", "policy": "icarl", "retrieval": "class_matched"},
