@@ -14,7 +14,15 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from config import Config, differences
 from stopwatch import Stopwatch
-from tables import make_buffer, make_model, make_reptile, make_strategy, make_stream, uses_memory
+from tables import (
+    make_buffer,
+    make_model,
+    make_reptile,
+    make_strategy,
+    make_stream,
+    refuse_unused,
+    uses_memory,
+)
 from torch import Tensor
 
 import replaykit
@@ -29,6 +37,7 @@ class Experiment:
     """What a configuration asks for. The folder of the run appears when everything could be built."""
 
     def __init__(self, config: Config) -> None:
+        refuse_unused(config)
         self.config = config.completed()
         torch.set_num_threads(self.config.threads)
         torch.manual_seed(self.config.seed)

@@ -337,6 +337,24 @@ def make_strategy(
     )
 
 
+def refuse_unused(config: Config) -> None:
+    """Refuse coefficients that nothing would read.
+
+    Raises:
+        ValueError: names the option and who has it.
+    """
+    fields = choose(STRATEGIES, config.strategy, "strategy")[1]
+    if config.strategy == "rehearsal":
+        fields = fields | choose(LOSSES, config.loss, "loss")[1]
+    for name in ("alpha", "beta"):
+        if getattr(config, name) is not None and name not in fields.values():
+            having = [other for other, (_, taken) in STRATEGIES.items() if name in taken.values()]
+            raise ValueError(
+                f"--{name} is for {', '.join(having)} and losses of --strategy rehearsal, {config.strategy} does "
+                "not read it; settings of its own go into --strategy-options"
+            )
+
+
 def make_reptile(config: Config) -> Reptile | None:
     return None if config.reptile_every is None else Reptile(config.reptile_every, config.reptile_rate)
 

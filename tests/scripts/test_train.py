@@ -167,6 +167,11 @@ def test_resuming_anywhere_equals_not_stopping(
             "strategy 'derpp' takes .*fuse_replay=..., .*; got 'fuse_replay'",
         ),
         ({"strategy": "derpp", "policy": "ocs"}, "logits belong to a training step"),
+        (
+            {"strategy": "xder_ce", "alpha": 0.2},
+            "--alpha is for der, derpp, gcr and losses.* xder_ce does not read it",
+        ),
+        ({"strategy": "rehearsal", "loss": "logits", "beta": 1.0}, "--beta is for .* rehearsal does not read it"),
         ({"strategy": "er", "loss": "derpp"}, "--loss is for --strategy rehearsal, er has a loss of its own"),
         ({"strategy": "rehearsal", "loss": "magic"}, "unknown loss 'magic'; there are cross_entropy, weighted,"),
         ({"strategy": "rehearsal", "loss": "weighted"}, "looks at a column 'weight'.* Use another loss"),
