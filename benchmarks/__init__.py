@@ -9,7 +9,7 @@ if __name__ != "replaykit.benchmarks":
 from replaykit.benchmarks.batches import in_batches
 from replaykit.benchmarks.data import Data
 from replaykit.benchmarks.domains import permuted, permuted_mnist, rotated, rotated_mnist
-from replaykit.benchmarks.embeddings import embedded
+from replaykit.benchmarks.embeddings import embedded, split_embedded_digits
 from replaykit.benchmarks.networks import Network, convnet, mlp
 from replaykit.benchmarks.noise import CIFAR10_FLIPS, MNIST_FLIPS, noisy_labels
 from replaykit.benchmarks.own import folder, npz
@@ -82,6 +82,7 @@ __all__ = [
     "split_cifar10",
     "split_cifar100",
     "split_digits",
+    "split_embedded_digits",
     "split_fashion_mnist",
     "split_folder",
     "split_mnist",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,10 +25,13 @@ class Data:
         class_names: one name a class; the numbers when not given.
         source: where the arrays came from.
         vocabulary: the word of every token id.
+        columns: what else is known of every training row, by name, int64 or float64 [n]: for memories that read a
+            weight, say.
 
     Raises:
         TypeError: a dtype other than those above.
-        ValueError: shapes, lengths or labels that do not fit, NaN or infinity, an empty split.
+        ValueError: shapes, lengths or labels that do not fit, NaN or infinity, an empty split, a column that is
+            named x, y or t.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Data:
     class_names: Sequence[str] = ()
     source: str = ""
     vocabulary: Sequence[str] = ()
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -62,15 +66,15 @@ class Data:
         if not self.class_names:
             object.__setattr__(self, "class_names", tuple(map(str, range(self.classes))))
         self._check_lengths()
+        for name, column in self.columns.items():
+            _check_column(self.name, name, column, len(self.y_train))
 
     def _check_lengths(self) -> None:
         channels = 0 if self.are_ids else self.x_train.shape[1]
         wanted = {"mean": channels, "std": channels, "class_names": self.classes}
-        for field, length in wanted.items():
-            if len(getattr(self, field)) != length:
-                raise ValueError(
-                    f"{self.name}: {field} has {len(getattr(self, field))} entries, expected {length}"
-                )
+        for name, length in wanted.items():
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"{self.name}: {name} has {len(getattr(self, name))} entries, expected {length}")
 
     def _check_ids(self) -> None:
         lowest = min(int(self.x_train.min()), int(self.x_test.min()))
@@ -156,3 +160,14 @@ def _check_labels(name: str, split: str, y: Tensor, classes: int) -> None:
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= classes:
         raise ValueError(f"{name}: y_{split} holds labels {low} to {high}, expected 0 to {classes - 1}")
+
+
+def _check_column(name: str, column: str, values: Tensor, n: int) -> None:
+    if column in ("x", "y", "t"):
+        raise ValueError(f"{name}: a further column cannot be named {column!r}; rows have one of that name")
+    if values.dtype not in (torch.int64, torch.float64):
+        raise TypeError(f"{name}: column {column!r} is {values.dtype}, expected int64 or float64; convert it")
+    if values.shape != (n,):
+        raise ValueError(
+            f"{name}: column {column!r} has shape {list(values.shape)}, expected a number a row: [{n}]"
+        )

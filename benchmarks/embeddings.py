@@ -1,4 +1,4 @@
-"""Frozen embeddings: any data, seen once by a network that learns no more."""
+"""Frozen embeddings: any data, seen once by a network that learns no more, and a stream of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from replaykit.benchmarks.data import Data
+from replaykit.benchmarks.patches import PatchEmbedding
+from replaykit.benchmarks.published import digits
+from replaykit.benchmarks.scenarios import Groups
+from replaykit.benchmarks.splits import SplitOptions, split
+from replaykit.benchmarks.stream import Stream
 
 
 def embedded(data: Data, embed: Callable[[Tensor], Tensor], chunk: int = 512) -> Data:
@@ -46,3 +52,13 @@ def _embedded(x: Tensor, embed: Callable[[Tensor], Tensor], chunk: int) -> Tenso
             )
         parts.append(vectors.float().cpu())
     return torch.cat(parts)
+
+
+def split_embedded_digits(tasks: int | Groups = 5, **options: Unpack[SplitOptions]) -> Stream:
+    """Frozen embeddings of scikit-learn's digits, 100 numbers a row, without any file. Options of `split`.
+
+    The network is a dictionary of 25 patches of 3 × 3 pixels, learned from all training images without labels.
+    """
+    images = digits()
+    embed = PatchEmbedding(images.x_train, atoms=25, side=3, stride=1, patches=5000)
+    return split(replace(embedded(images, embed), name="embedded_digits"), tasks, **options)

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.scenarios.generic_scenario import CLScenario, SequenceCLStream
 from avalanche.benchmarks.utils.classification_dataset import (
@@ -104,6 +105,9 @@ class TaskStream(SequenceCLStream):
         if self._split == "train" and self._stream.true_labels is not None:
             true = self._stream.true_labels.numpy()
             attributes.append(DataAttribute((true if rows is None else true[rows]).tolist(), "true_targets"))
+        for name, column in self._stream.data.columns.items() if self._split == "train" else ():
+            values = (column if rows is None else column[torch.from_numpy(rows)]).tolist()
+            attributes.append(DataAttribute(values, name, use_in_getitem=True))
         transform = self._stream.transform
         groups = {"train": transform, "eval": self._stream.eval_transform or transform}
         # Without transforms Avalanche can flatten subsets, down to the tensors and one list of rows.

@@ -17,6 +17,7 @@ from replaykit.benchmarks.data import Data
 Array = NDArray[Any]
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+COLUMN = "column_"
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"))
 
 
@@ -31,11 +32,13 @@ def npz(
 
     Images are [n, h, w], [n, c, h, w] or [n, h, w, c] (`layout` says which when both fit), feature rows
     [n, d]; uint8 or floating point. Labels are integers of any value; they become 0..C-1 in ascending
-    order, and the values, or the entries of an array ``classes`` in the file, become the class names.
+    order, and the values, or the entries of an array ``classes`` in the file, become the class names. Numbers
+    ``column_<name>`` [n_train] become a further column of the training rows, such as ``column_weight`` for the
+    memories that read a weight.
 
     Raises:
         FileNotFoundError: no such file.
-        TypeError: x is neither uint8 nor floating point, or labels are not integers.
+        TypeError: x is neither uint8 nor floating point, labels are not integers, or columns are not numbers.
         ValueError: not a readable npz file, an array is missing or does not fit, a test label that the
             training set lacks.
     """
@@ -55,6 +58,7 @@ def npz(
         std=tuple(std),
         class_names=tuple(map(str, names.tolist())),
         source=str(path),
+        columns=_columns(arrays, path),
     )
 
 
@@ -67,11 +71,24 @@ def _arrays(path: Path) -> dict[str, Array]:
             missing = [key for key in KEYS if key not in file]
             if missing:
                 raise ValueError(f"it lacks {missing}, it has {sorted(file)}")
-            return {key: file[key] for key in (*KEYS, "classes") if key in file}
+            return {key: file[key] for key in file if key in (*KEYS, "classes") or key.startswith(COLUMN)}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"cannot read {path}: {error}; expected plain arrays {', '.join(KEYS)} saved with numpy.savez"
         ) from error
+
+
+def _columns(arrays: dict[str, Array], path: Path) -> dict[str, torch.Tensor]:
+    """Further columns by name, as int64 or float64."""
+    found = {}
+    for key, values in arrays.items():
+        if key.startswith(COLUMN):
+            whole = np.issubdtype(values.dtype, np.integer)
+            if not whole and not np.issubdtype(values.dtype, np.floating):
+                raise TypeError(f"{key} in {path} is {values.dtype}; expected numbers: convert and save again")
+            kind = np.int64 if whole else np.float64
+            found[key.removeprefix(COLUMN)] = torch.from_numpy(values.astype(kind))
+    return found
 
 
 def _images(x: Array, path: Path, key: str, layout: str | None) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""Run a grid of policies, strategies, retrievals and seeds on one stream, and compare.
+"""Run a grid of strategies, policies, retrievals, losses and seeds on one stream, and compare.
 
     python scripts/compare.py --policies reservoir k_means "gss_greedy gate=sample" --seeds 0 1 2 3 4
     python scripts/compare.py --strategies er "derpp --alpha 0.2" --retrievals uniform "mir lr=0.05"
+    python scripts/compare.py --strategies rehearsal --losses cross_entropy "derpp --alpha 0.2" sup_con
     python scripts/compare.py --out runs/mine ... --table-only      # what there is so far
 
 A value of an axis is a name, then its settings (name=value), then options of scripts/train.py for its cells
@@ -23,7 +24,7 @@ from typing import Annotated, Any
 
 import tyro
 from config import Config
-from grid import Cell, Method, cells
+from grid import NONE, Cell, Method, cells
 from parallel import Job, last_line, run
 from rich.console import Console
 from rich.markup import escape
@@ -53,6 +54,8 @@ class Options:
     """How the memory is used; sgd and joint have one cell a seed."""
     retrievals: tuple[str, ...] = ("uniform",)
     """What is replayed."""
+    losses: tuple[str, ...] = ("cross_entropy",)
+    """What replayed rows add to the loss, for the strategy rehearsal; all others have one cell."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of each method."""
     jobs: int | None = None
@@ -63,7 +66,8 @@ class Options:
 
 def main(options: Options) -> None:
     try:
-        grid = cells(options.run, options.strategies, options.policies, options.retrievals, options.seeds)
+        axes = options.strategies, options.policies, options.retrievals
+        grid = cells(options.run, *axes, options.seeds, options.losses)
         jobs = max(1, (os.cpu_count() or 1) // options.run.threads) if options.jobs is None else options.jobs
         if jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {jobs}")
@@ -181,16 +185,20 @@ def write(folder: Path, records: list[dict[str, Any]], config: Config) -> None:
     import plots
 
     title = f"{config.stream}, memory {config.memory}, mean ± deviation over seeds"
-    lines = [_line(record) for record in records]
+    # Most comparisons have no losses to compare.
+    without = [COLUMNS.index("loss")] if all(record["loss"] == NONE for record in records) else []
+    columns, *lines = (
+        [word for place, word in enumerate(row) if place not in without] for row in (COLUMNS, *map(_line, records))
+    )
     shown = Table(title=title)
-    for column in COLUMNS:
+    for column in columns:
         shown.add_column(column, justify="left" if column in Method._fields else "right")
     for line in lines:
         shown.add_row(*map(escape, line))
     # Nobody's window limits a file.
     (console if console.is_terminal else Console(width=200)).print(shown)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(f"{title} (in %, seconds and bytes)\n\n{markdown(COLUMNS, lines)}", "utf-8")
+    (folder / "table.md").write_text(f"{title} (in %, seconds and bytes)\n\n{markdown(columns, lines)}", "utf-8")
     text = json.dumps({"config": asdict(config), "methods": records}, indent=2)
     (folder / "table.json").write_text(text + "\n", "utf-8")
     plots.comparison(folder / "comparison.png", records, f"{config.stream}, memory {config.memory}")

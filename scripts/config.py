@@ -25,7 +25,8 @@ class Config:
     """How the memory is used: sgd (not at all), joint (all tasks at once), er, er_ace, der, derpp, rehearsal (any
     --loss), ...; a name of scripts/tables.py."""
     policy: str = "reservoir"
-    """What the memory keeps; a name of scripts/tables.py."""
+    """What the memory keeps; a name of scripts/tables.py. chao, efraimidis_spirakis and forgetting read a column
+    of the data (--stream split_npz)."""
     retrieval: str = "uniform"
     """What is replayed; a name of scripts/tables.py."""
     loss: str = "cross_entropy"

@@ -28,6 +28,7 @@ from torch import Tensor
 import replaykit
 from replaykit import metrics
 from replaykit.augment import Views, views
+from replaykit.avalanche.dataset import column_names
 from replaykit.benchmarks import Stream
 from replaykit.loader import ShuffledLoader
 from replaykit.loggers import Console, Counts, Images, JsonLines, Logger, Matrix, Value, WandB
@@ -44,7 +45,7 @@ class Experiment:
         self.stream = make_stream(self.config)
         self.views = make_views(self.config, self.stream)
         self.model = make_model(self.config, self.stream)
-        self.buffer = make_buffer(self.config)
+        self.buffer = make_buffer(self.config, self.stream)
         self.progress = Progress(self)
         self.reptile = make_reptile(self.config)
         plugins = [self.progress, *([] if self.reptile is None else [self.reptile])]
@@ -105,14 +106,18 @@ class Experiment:
                 )
             )
 
-    def columns(self) -> list[Tensor]:
-        """The training rows of the present task: x, y, and Avalanche's task label, which is 0 for all."""
-        if self.config.strategy == "joint":
-            parts = [self.stream.tensors(task) for task in range(len(self.stream))]
-            x, y = (torch.cat(part) for part in zip(*parts, strict=True))
-        else:
-            x, y = self.stream.tensors(self.task)
-        return [x, y, torch.zeros_like(y)]
+    def columns(self) -> dict[str, Tensor]:
+        """The training rows of the present task: x, y, t (Avalanche's task label) and columns of the data."""
+        tasks = range(len(self.stream)) if self.config.strategy == "joint" else [self.task]
+        parts: dict[str, list[Tensor]] = {}
+        for task in tasks:
+            x, y = self.stream.tensors(task)
+            rows = torch.from_numpy(self.stream.rows(task))
+            further = {name: column[rows] for name, column in self.stream.data.columns.items()}
+            t = torch.full_like(y, task if self.stream.task_labels else 0)
+            for name, column in {"x": x, "y": y, "t": t, **further}.items():
+                parts.setdefault(name, []).append(column)
+        return {name: held[0] if len(held) == 1 else torch.cat(held) for name, held in parts.items()}
 
     def _training_tasks(self) -> int:
         return 1 if self.config.strategy == "joint" else len(self.stream)
@@ -251,9 +256,9 @@ class Progress(SupervisedPlugin):
         saved, run.saved = run.saved, None
         epoch, batch = saved["position"] if saved is not None else (0, 0)
         seed = 1_000_003 * config.seed + run.task
-        self.loader = ShuffledLoader(
-            run.columns(), config.train_mb_size, seed, start_epoch=epoch, start_batch=batch
-        )
+        columns = run.columns()
+        ordered = [columns[name] for name in column_names(strategy.adapted_dataset, len(columns))]
+        self.loader = ShuffledLoader(ordered, config.train_mb_size, seed, start_epoch=epoch, start_batch=batch)
         strategy.dataloader = self.loader
         strategy.train_epochs = config.epochs - epoch
         if saved is not None:

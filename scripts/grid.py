@@ -1,4 +1,4 @@
-"""The cells of a comparison: one run for each strategy, policy, retrieval and seed."""
+"""The cells of a comparison: one run for each strategy, policy, retrieval, loss and seed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,14 @@ from config import Config, differences
 
 #: Strategies without a memory: one cell a seed, whatever the policies and retrievals.
 WITHOUT_MEMORY = ("sgd", "joint")
-NO_MEMORY = "-"
+#: Strategies that take any loss: with others there is one cell, whatever the losses.
+WITH_LOSSES = ("rehearsal",)
+#: What a method shows on an axis that it does not have.
+NONE = "-"
 
-_AXES = ("strategy", "policy", "retrieval")
+_AXES = ("strategy", "policy", "retrieval", "loss")
+#: Names that are not worth a word in the name of a folder.
+_USUAL = {"retrieval": "uniform", "loss": "cross_entropy"}
 #: What the grid decides in every cell.
 DECIDED = {*_AXES, *(f"{axis}_options" for axis in _AXES), "seed", "name", "resume", "replace"}
 
@@ -54,6 +60,7 @@ class Method(NamedTuple):
     strategy: str
     policy: str
     retrieval: str
+    loss: str = NONE
 
 
 @dataclass(frozen=True)
@@ -95,16 +102,20 @@ def cells(
     policies: Sequence[str],
     retrievals: Sequence[str],
     seeds: Sequence[int],
+    losses: Sequence[str] = ("cross_entropy",),
 ) -> list[Cell]:
     """All combinations, seed by seed, so that every method has its first result early.
 
     Raises:
-        ValueError: an option that the grid decides itself, an empty axis, or the same run twice.
+        ValueError: an option that the grid decides itself, an empty axis, losses that no strategy takes, or the
+            same run twice.
     """
     refuse_decided(base, Config(out=base.out), "every cell")
-    axes = [[Choice.of(text) for text in texts] for texts in (strategies, policies, retrievals)]
+    axes = [[Choice.of(text) for text in texts] for texts in (strategies, policies, retrievals, losses)]
     if not seeds or not all(axes):
-        raise ValueError("give at least one strategy, policy, retrieval and seed")
+        raise ValueError("give at least one strategy, policy, retrieval, loss and seed")
+    if list(losses) != ["cross_entropy"] and not any(strategy.name in WITH_LOSSES for strategy in axes[0]):
+        raise ValueError(f"--losses is for --strategies {', '.join(WITH_LOSSES)}; all others have their own")
     made: dict[str, Cell] = {}
     for seed in seeds:
         for choices in _combinations(*axes):
@@ -120,7 +131,8 @@ def refuse_decided(config: Config, base: Config, where: str) -> None:
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(
-            f"{options} in {where}: the grid decides that; use --strategies, --policies, --retrievals and --seeds"
+            f"{options} in {where}: the grid decides that; use --strategies, --policies, --retrievals, --losses "
+            "and --seeds"
         )
 
 
@@ -139,27 +151,31 @@ def arguments(config: Config) -> list[str]:
     return words
 
 
-def _combinations(
-    strategies: list[Choice], policies: list[Choice], retrievals: list[Choice]
-) -> list[tuple[Choice, Choice | None, Choice | None]]:
-    found: list[tuple[Choice, Choice | None, Choice | None]] = []
+def _combinations(strategies: list[Choice], *others: list[Choice]) -> list[tuple[Choice | None, ...]]:
+    """A choice on every axis, None where the strategy does not have it."""
+    found: list[tuple[Choice | None, ...]] = []
     for strategy in strategies:
+        axes: list[Sequence[Choice | None]] = list(others)
         if strategy.name in WITHOUT_MEMORY:
-            found.append((strategy, None, None))
-        else:
-            found += [(strategy, policy, retrieval) for policy in policies for retrieval in retrievals]
+            axes = [[None]] * len(others)
+        elif strategy.name not in WITH_LOSSES:
+            axes[-1] = [None]
+        found += [(strategy, *rest) for rest in product(*axes)]
     return found
 
 
-def _cell(base: Config, choices: tuple[Choice, Choice | None, Choice | None], seed: int) -> Cell:
+def _cell(base: Config, choices: tuple[Choice | None, ...], seed: int) -> Cell:
     config = replace(base, seed=seed)
     for axis, choice in zip(_AXES, choices, strict=True):
         if choice is not None:
             decided = {axis: choice.name, f"{axis}_options": choice.options}
             config = replace(_overridden(config, choice), **decided)  # type: ignore[arg-type]
-    given = [choice for choice in choices if choice is not None and choice.text != "uniform"]
-    parts = [choice.slug.replace(os.sep, "_") for choice in given]
-    method = Method(*(NO_MEMORY if choice is None else choice.text for choice in choices))
+    parts = [
+        choice.slug.replace(os.sep, "_")
+        for axis, choice in zip(_AXES, choices, strict=True)
+        if choice is not None and choice.text != _USUAL.get(axis)
+    ]
+    method = Method(*(NONE if choice is None else choice.text for choice in choices))
     return Cell(method, replace(config, name="-".join([*parts, str(seed)])))
 
 

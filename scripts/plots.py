@@ -53,10 +53,11 @@ def comparison(path: Path, records: Sequence[Mapping[str, Any]], title: str) -> 
     """Accuracy of methods, every seed a point, and the seconds of a run, of them those of selection.
 
     Args:
-        records: methods in the order from top to bottom, each with the texts of its strategy, policy and
-            retrieval, and of accuracy, seconds and selection_seconds the values of its seeds and their mean.
+        records: methods in the order from top to bottom, each with the texts of its strategy, policy, retrieval
+            and loss, and of accuracy, seconds and selection_seconds the values of its seeds and their mean.
     """
-    names = _distinct([[record[axis] for axis in ("strategy", "policy", "retrieval")] for record in records])
+    axes = ("strategy", "policy", "retrieval", "loss")
+    names = _distinct([[record[axis] for axis in axes] for record in records])
     places = np.arange(len(records))
     figure, (left, right) = plt.subplots(
         1, 2, sharey=True, figsize=(10, 1.3 + 0.32 * len(records)), width_ratios=(3, 2), layout="constrained"

@@ -83,6 +83,8 @@ STREAMS: dict[str, tuple[Callable[..., Stream], int, str]] = {
     "rotated_mnist": (benchmarks.rotated_mnist, 20, "mlp"),
     "imbalanced_mnist": (_imbalanced_mnist, 5, "convnet"),
     "split_wine": (lambda root, download, **o: benchmarks.split_wine(**o), 3, "mlp"),
+    "permuted_breast_cancer": (lambda root, download, **o: benchmarks.permuted_breast_cancer(**o), 5, "mlp"),
+    "embedded_digits": (lambda root, download, **o: benchmarks.split_embedded_digits(**o), 5, "mlp"),
     "split_text": (lambda root, download, **o: benchmarks.split_text(**o), 3, "bag_of_words"),
     "next_word": (_next_word, 6, "word_window"),
 }
@@ -91,7 +93,7 @@ STREAMS: dict[str, tuple[Callable[..., Stream], int, str]] = {
 def make_stream(config: Config) -> Stream:
     make, tasks, _ = choose(STREAMS, config.stream, "stream")
     options: dict[str, Any] = {"tasks": config.tasks or tasks, "download": config.download}
-    if config.stream in ("permuted_mnist", "rotated_mnist"):
+    if config.stream in ("permuted_mnist", "rotated_mnist", "permuted_breast_cancer"):
         if config.class_order is not None or config.per_class is not None:
             raise ValueError(f"{config.stream} takes neither --class-order nor --per-class")
         return make(config.data, seed=config.seed, **options)
@@ -158,6 +160,8 @@ def make_model(config: Config, stream: Stream) -> torch.nn.Module:
 POLICIES: dict[str, Callable[..., Policy]] = {
     "reservoir": policies.Reservoir,
     "random_key": policies.RandomKeyReservoir,
+    "chao": policies.Chao,
+    "efraimidis_spirakis": policies.EfraimidisSpirakis,
     "ring": policies.RingBuffer,
     "class_balanced": policies.ClassBalancedReservoir,
     "partitioning": policies.PartitioningReservoir,
@@ -191,6 +195,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "least_confidence": policies.LeastConfidence,
     "margin": policies.Margin,
     "entropy": policies.Entropy,
+    "forgetting": policies.Forgetting,
     "badge": policies.BADGE,
     "importance": policies.Importance,
     "xder": policies.XDERMemory,
@@ -209,8 +214,23 @@ RETRIEVALS: dict[str, Callable[..., AnyRetrieval]] = {
 }
 
 
-def make_buffer(config: Config) -> Buffer:
+#: Columns that a training step brings, whatever the data.
+OF_A_STEP = ("x", "y", "t", "logits", "loss")
+
+
+def make_buffer(config: Config, stream: Stream) -> Buffer:
+    """The memory.
+
+    Raises:
+        ValueError: a policy by a column that the data do not have.
+    """
     policy = build(choose(POLICIES, config.policy, "policy"), config.policy_options, f"policy {config.policy!r}")
+    for column in policy.columns if uses_memory(config) else ():
+        if column not in (*OF_A_STEP, *(policy.writes or ()), *stream.data.columns):
+            raise ValueError(
+                f"policy {config.policy!r} reads a column {column!r} that {stream.name} does not have; use "
+                f"another policy, or --stream split_npz with a file that has an array 'column_{column}'"
+            )
     draw = build(
         choose(RETRIEVALS, config.retrieval, "retrieval"),
         config.retrieval_options,
