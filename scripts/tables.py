@@ -222,7 +222,7 @@ def make_buffer(config: Config, stream: Stream) -> Buffer:
     """The memory.
 
     Raises:
-        ValueError: a policy by a column that the data do not have.
+        ValueError: a policy by a column that the data do not have, or that writes one which they have.
     """
     policy = build(choose(POLICIES, config.policy, "policy"), config.policy_options, f"policy {config.policy!r}")
     for column in policy.columns if uses_memory(config) else ():
@@ -231,6 +231,11 @@ def make_buffer(config: Config, stream: Stream) -> Buffer:
                 f"policy {config.policy!r} reads a column {column!r} that {stream.name} does not have; use "
                 f"another policy, or --stream split_npz with a file that has an array 'column_{column}'"
             )
+    if uses_memory(config) and (both := {*(policy.writes or ())} & {*stream.data.columns}):
+        raise ValueError(
+            f"policy {config.policy!r} writes a column {min(both)!r}, and {stream.name} has one of that name; "
+            f"rename it in the file"
+        )
     draw = build(
         choose(RETRIEVALS, config.retrieval, "retrieval"),
         config.retrieval_options,

@@ -33,6 +33,12 @@ def columns_looked_at(retrieval: AnyRetrieval) -> tuple[str, ...]:
     return tuple(getattr(retrieval, "columns", ()))
 
 
+def reader_of_steps(*parts: object) -> str:
+    """Name of the first loss or retrieval that reads logits or losses of a training step, empty without one."""
+    reading = (part for part in parts if {"logits", LOSS} & {*(getattr(part, "columns", None) or ())})
+    return next(map(_name, reading), "")
+
+
 def check_retrieval(buffer: Buffer, retrieval: AnyRetrieval, given: Collection[str] | None = None) -> None:
     """Refuse a retrieval by a column that is not there and cannot come.
 
@@ -60,7 +66,11 @@ def check_loss(
     """
     supplied = {"logits", LOSS, *getattr(retrieval, "gives", ())}
     read = () if loss is None else [name for name in columns_of(loss) or () if name not in supplied]
-    _check_columns(buffer, getattr(loss, "__name__", type(loss).__name__), "loss", read, given)
+    _check_columns(buffer, _name(loss), "loss", read, given)
+
+
+def _name(part: object) -> str:
+    return str(getattr(part, "__name__", type(part).__name__))
 
 
 def _check_columns(
@@ -86,8 +96,12 @@ def _check_columns(
         )
 
 
-def check_training_step(buffer: Buffer, logits: bool, loss: bool, steps: bool) -> None:
-    """Refuse columns of a training step for rows that are offered apart from one (``update="experience"``)."""
+def check_training_step(buffer: Buffer, logits: bool, loss: bool, steps: bool, reader: str = "") -> None:
+    """Refuse columns of a training step for rows that are offered apart from one (``update="experience"``).
+
+    Args:
+        reader: name of the loss or the retrieval that wants them.
+    """
     wanted = ["logits"] * logits + [LOSS] * loss
     if wanted and not steps:
         name = type(buffer.policy).__name__
@@ -97,6 +111,6 @@ def check_training_step(buffer: Buffer, logits: bool, loss: bool, steps: bool) -
             else ""
         )
         raise ValueError(
-            f"{' and '.join(wanted)} belong to a training step, update='experience' has none; use "
-            f"update='iteration'{other}"
+            f"{' and '.join(wanted)} belong to a training step, update='experience' has none"
+            f"{reader and f', and {reader} reads them'}; use update='iteration'{other}"
         )

@@ -21,6 +21,7 @@ from replaykit.avalanche.fit import (
     check_training_step,
     check_whole_tasks,
     columns_looked_at,
+    reader_of_steps,
 )
 from replaykit.avalanche.loading import sliced
 from replaykit.avalanche.reading import experience_batches
@@ -112,7 +113,8 @@ class Replay(SupervisedPlugin):
         policy_asks = LOSS in buffer.policy.columns
         self.store_logits = store_logits or "logits" in wanted or "logits" in buffer.policy.columns
         self.store_loss = update == "iteration" and (LOSS in wanted or policy_asks)
-        check_training_step(buffer, self.store_logits, LOSS in wanted and not policy_asks, update == "iteration")
+        losses = LOSS in wanted and not policy_asks
+        check_training_step(buffer, self.store_logits, losses, update == "iteration", reader_of_steps(loss, by))
         check_retrieval(buffer, by)
         check_loss(buffer, loss, by)
         self.row_loss = row_loss

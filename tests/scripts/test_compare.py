@@ -20,6 +20,17 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 QUICK = ["--per-class", "12", "--memory", "20", "--tasks", "2", "--checkpoint-every", "2", "--jobs", "2"]
 GRID = [*QUICK, "--policies", "reservoir", "ring", "--seeds", "0", "1"]
 ONE = [*QUICK, "--policies", "reservoir", "--seeds", "0", "1"]
+LOSSES = [
+    *QUICK,
+    "--strategies",
+    "rehearsal",
+    "er",
+    "--losses",
+    "cross_entropy",
+    "derpp --alpha 0.1",
+    "--seeds",
+    "0",
+]
 FAILING = [*QUICK, "--policies", "magic", "ring", "--strategies", "sgd", "er", "--seeds", "0"]
 JOBS: dict[str, dict[str, Any]] = {
     "first": {"argv": [*GRID, "--out", "a"]},
@@ -29,6 +40,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "cut": {"argv": [*ONE, "--out", "b"], "stop": "er-reservoir-0"},
     "nothing yet": {"argv": [*ONE, "--out", "b", "--table-only"]},
     "resumed": {"argv": [*ONE, "--out", "b"]},
+    "losses": {"argv": [*LOSSES, "--out", "d"]},
     "failing": {"argv": [*FAILING, "--out", "c"]},
 }
 
@@ -117,6 +129,17 @@ def test_cells_cut_by_ctrl_c_go_on_to_the_same_bits(runs):
             assert whole[key] == cut[key]
 
 
+def test_the_table_has_losses_where_they_differ(runs):
+    folder, done = runs
+    names = ["rehearsal-reservoir-0", "rehearsal-reservoir-derpp,alpha=0.1-0", "er-reservoir-0"]
+    assert done["losses"]["code"] == 0 and done["losses"]["started"] == names, done["losses"]["output"]
+    heads = {name: (folder / name / "table.md").read_text().splitlines()[2] for name in ("a", "d")}
+    assert "| retrieval | seeds |" in heads["a"] and "| retrieval | loss | seeds |" in heads["d"]
+    records = json.loads((folder / "d" / "table.json").read_text())["methods"]
+    assert {record["loss"] for record in records} == {"-", "cross_entropy", "derpp --alpha 0.1"}
+    assert [result(folder / "d" / name)["config"]["loss"] for name in names[:2]] == ["cross_entropy", "derpp"]
+
+
 def test_a_failing_cell_is_told_and_does_not_stop_the_others(runs):
     folder, done = runs
     output = done["failing"]["output"]
@@ -153,14 +176,33 @@ def test_a_value_brings_settings_and_options_of_its_own():
     assert (last.policy_options, last.per_class, last.out) == ((), 20, "somewhere")
 
 
+def test_losses_are_an_axis_of_the_strategy_that_takes_any():
+    made = cells(
+        Config(), ["sgd", "er", "rehearsal"], ["ring"], ["uniform"], [0], ["cross_entropy", "derpp --alpha 0.2"]
+    )
+    assert [(cell.name, cell.method.loss, cell.config.loss, cell.config.alpha) for cell in made] == [
+        ("sgd-0", "-", "cross_entropy", None),
+        ("er-ring-0", "-", "cross_entropy", None),
+        ("rehearsal-ring-0", "cross_entropy", "cross_entropy", None),
+        ("rehearsal-ring-derpp,alpha=0.2-0", "derpp --alpha 0.2", "derpp", 0.2),
+    ]
+    (cell,) = cells(Config(), ["rehearsal"], ["ring"], ["uniform"], [0], ["sup_con temperature=0.3"])
+    assert (cell.name, cell.config.loss_options) == (
+        "rehearsal-ring-sup_con,temperature=0.3-0",
+        ("temperature=0.3",),
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"losses": ["derpp"]}, "--losses is for --strategies rehearsal; all others have their own"),
+        ({"strategies": ["rehearsal"], "losses": []}, "at least one strategy, policy, retrieval, loss and seed"),
         ({"base": Config(policy="ring")}, "--policy in every cell: the grid decides that; use --strategies"),
         ({"base": Config(seed=3)}, "--seed in every cell"),
         ({"policies": ["ring --seed 4"]}, "--seed in 'ring --seed 4'"),
         ({"policies": ["ring", "ring"]}, "the run 'er-ring-0' is asked for twice"),
-        ({"seeds": []}, "at least one strategy, policy, retrieval and seed"),
+        ({"seeds": []}, "at least one strategy, policy, retrieval, loss and seed"),
         ({"policies": ["--beta 3"]}, "a name was expected"),
         ({"policies": [""]}, "a name was expected"),
     ],

@@ -134,6 +134,9 @@ def misfit(strategy: str, policy: str, retrieval: str) -> str | None:
 
     made = POLICIES[policy](**({"recent": 3} if policy in ("gss_iqp", "gss_clust") else {}))
     name = type(made).__name__
+    if policy in ("chao", "efraimidis_spirakis", "forgetting"):
+        column = "forgetting" if policy == "forgetting" else "weight"
+        return f"policy '{policy}' reads a column '{column}' that split_digits does not have"
     if strategy in ("der", "derpp") and made.per_task:
         return f"logits belong to a training step.*another policy than {name}"
     if strategy == "latent" and made.per_task:
