@@ -17,7 +17,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,15 +102,25 @@ def refuse_changes(grid: Sequence[Cell]) -> None:
 
 def run_cells(grid: Sequence[Cell], most: int) -> dict[Cell, str]:
     """Run what is not finished; the cells that failed, and why."""
-    todo = {Job(cell.name, cell.command(), cell.folder / "log.txt", cell.config.threads): cell for cell in grid}
-    todo = {job: cell for job, cell in todo.items() if cell.result() is None}
+    done = {cell for cell in grid if cell.result() is not None}
+    todo: dict[Job, Cell] = {}
     failed: dict[Cell, str] = {}
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )
-    whole = bar.add_task("cells", total=len(grid), completed=len(grid) - len(todo))
+    whole = bar.add_task("cells", total=len(grid), completed=len(done))
     shown: dict[Job, TaskID] = {}
+
+    def jobs() -> Iterator[Job]:
+        for cell in grid:
+            # Asked anew before each, since another comparison may have come to it.
+            if cell.result() is None:
+                job = Job(cell.name, cell.command(), cell.folder / "log.txt", cell.config.threads)
+                todo[job] = cell
+                yield job
+            elif cell not in done:
+                bar.advance(whole)
 
     def watch(running: Sequence[Job], ended: dict[Job, int]) -> None:
         for job, code in ended.items():
@@ -127,7 +137,7 @@ def run_cells(grid: Sequence[Cell], most: int) -> dict[Cell, str]:
 
     try:
         with bar:
-            run(todo, most, watch)
+            run(jobs(), most, watch)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoints")
         sys.exit(130)

@@ -67,6 +67,10 @@ class Experiment:
             raise ValueError(f"the run in {self.folder} is finished; start another with --name")
         self._refuse_to_replace()
         self.folder.mkdir(parents=True, exist_ok=True)
+        with checkpoint.alone(self.folder):
+            self._run()
+
+    def _run(self) -> None:
         checkpoint.write_json(self.folder / "config.json", asdict(self.config))
         self.console = Console(total=self._total_samples(), done=self.samples)
         self.loggers: list[Logger] = [self.console]

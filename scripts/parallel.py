@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,15 +32,17 @@ def run(jobs: Iterable[Job], most: int, watch: Callable[[Sequence[Job], dict[Job
     """Run jobs in their order, at most `most` at a time; when this is left, none runs any more.
 
     Args:
+        jobs: asked for the next one when there is room for it.
         watch: called several times a second with the jobs that run, and the exit codes of those that have
             ended since the last call.
     """
-    waiting, running = deque(jobs), dict[Job, Process]()
+    waiting, running = iter(jobs), dict[Job, Process]()
     try:
-        while waiting or running:
-            while waiting and len(running) < most:
-                job = waiting.popleft()
+        while True:
+            while len(running) < most and (job := next(waiting, None)) is not None:
                 running[job] = start(job)
+            if not running:
+                return
             codes = {job: process.poll() for job, process in running.items()}
             ended = {job: code for job, code in codes.items() if code is not None}
             for job in ended:

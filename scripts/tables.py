@@ -84,7 +84,7 @@ STREAMS: dict[str, tuple[Callable[..., Stream], int, str]] = {
     "imbalanced_mnist": (_imbalanced_mnist, 5, "convnet"),
     "split_wine": (lambda root, download, **o: benchmarks.split_wine(**o), 3, "mlp"),
     "permuted_breast_cancer": (lambda root, download, **o: benchmarks.permuted_breast_cancer(**o), 5, "mlp"),
-    "embedded_digits": (lambda root, download, **o: benchmarks.split_embedded_digits(**o), 5, "mlp"),
+    "split_embedded_digits": (lambda root, download, **o: benchmarks.split_embedded_digits(**o), 5, "mlp"),
     "split_text": (lambda root, download, **o: benchmarks.split_text(**o), 3, "bag_of_words"),
     "next_word": (_next_word, 6, "word_window"),
 }
@@ -234,7 +234,7 @@ def make_buffer(config: Config, stream: Stream) -> Buffer:
     if uses_memory(config) and (both := {*(policy.writes or ())} & {*stream.data.columns}):
         raise ValueError(
             f"policy {config.policy!r} writes a column {min(both)!r}, and {stream.name} has one of that name; "
-            f"rename it in the file"
+            "rename it in the file"
         )
     draw = build(
         choose(RETRIEVALS, config.retrieval, "retrieval"),

@@ -28,7 +28,7 @@ with warnings.catch_warnings():
     from avalanche.benchmarks import benchmark_from_datasets
     from avalanche.benchmarks.utils.data_attribute import DataAttribute
     from avalanche.benchmarks.utils.utils import as_classification_dataset
-    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 
 CAPACITY, BATCH, MEMORY_BATCH = 9, 6, 5
 
@@ -116,13 +116,28 @@ def brings(policy: Policy) -> list[str]:
 def misfit(policy: Policy, draw: str, loss: str) -> str | None:
     """What a combination is refused with; None: it must run."""
     weighted = "weight" in (*policy.columns, *(policy.writes or ()))
+    who = type(policy).__name__
+    told = (
+        "{} looks at a column '{}' that a memory of {} does not have.* Use another {} or a policy that writes the"
+    )
     if draw == "Weighted" and not weighted:
-        return "Weighted looks at a column 'weight'.* Use another retrieval or a policy that writes"
+        return told.format(draw, "weight", who, "retrieval")
     if loss == "WeightedCrossEntropy" and not weighted:
-        return "WeightedCrossEntropy looks at a column 'weight'.* Use another loss or a policy that writes"
+        return told.format(loss, "weight", who, "loss")
     if loss == "importance" and draw != "Prioritised":
-        return "WeightedCrossEntropy looks at a column 'importance'.* Use another loss"
+        return told.format("WeightedCrossEntropy", "importance", who, "loss")
     return None
+
+
+class Losses(SupervisedPlugin):
+    """Keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.seen.append(strategy.loss.detach())
 
 
 def combine(storage: str, draw: str, loss: str) -> None:
@@ -130,7 +145,7 @@ def combine(storage: str, draw: str, loss: str) -> None:
     memory = Buffer(CAPACITY, policy, RETRIEVALS[draw](), seed=0)
     # Whole tasks have no logits of training steps; candidates that wait for the end of a task have.
     waits = policy.per_task and "logits" in (columns_of(term) or ())
-    model = network()
+    model, watch = network(), Losses()
 
     def make() -> Rehearsal:
         return Rehearsal(
@@ -141,6 +156,7 @@ def combine(storage: str, draw: str, loss: str) -> None:
             batch_size_mem=MEMORY_BATCH,
             candidates=Buffer(20, policies.Reservoir(), seed=1) if waits else None,
             train_mb_size=BATCH,
+            plugins=[watch],
             evaluator=EvaluationPlugin(loggers=[Silent()]),
         )
 
@@ -151,20 +167,33 @@ def combine(storage: str, draw: str, loss: str) -> None:
     strategy = make()
     for experience in stream(*brings(policy)).train_stream:
         strategy.train(experience)
-        assert torch.as_tensor(strategy.loss).isfinite()
+        assert len(watch.seen) % 4 == 0 and torch.stack(watch.seen).isfinite().all()
         assert all(p.isfinite().all() for p in model.parameters())
         check_memory(memory, columns_of(term) or ())
 
 
 def check_memory(memory: Buffer, read: tuple[str, ...]) -> None:
-    """Rows of the stream, each once, whole, within the slots, with what the loss reads."""
+    """Rows of the stream, each once, whole, within the slots and their bytes, with what the loss reads."""
     x, y = rows()
     assert 0 < len(memory) <= memory.capacity == CAPACITY
     number = (memory["x"][:, 0, 0, 0] * 64).round().long()
     assert len(number.unique()) == len(memory)
     assert torch.equal(memory["x"], x[number]) and torch.equal(memory["y"], y[number])
     assert set(read) - {"importance"} <= set(memory.store.columns)
-    assert all(len(memory.store.host(name)) == CAPACITY for name in memory.store.columns)
+    store = memory.store
+    row = sum(memory[name][0].nbytes for name in store.columns)
+    # A slot beside its row: whether it is filled, its place in the order, and a number for each note or width.
+    assert memory.nbytes <= CAPACITY * (row + 16 + 8 * (len(store.notes) + len(store.widths)))
+    assert held_bytes(memory.policy.state_dict()) <= CAPACITY * row
+
+
+def held_bytes(state: Any) -> int:
+    """Of the tensors and numbers of a state."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        return sum(map(held_bytes, state.values()))
+    return sum(map(held_bytes, state)) if isinstance(state, (list, tuple)) else 8
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -194,7 +223,8 @@ def test_a_policy_of_whole_tasks_and_stored_logits_need_candidates() -> None:
     """Refused before any training, with the cure."""
     for loss in ("MSELogits", "DERpp"):
         with pytest.raises(
-            ValueError, match=r"logits belong to a training step.*another policy than Herding, or keep"
+            ValueError,
+            match=rf"belong to a training step.*{loss} reads them.*another policy than Herding, or keep",
         ):
             Rehearsal(model=network(), optimizer=None, buffer=Buffer(9, policies.Herding()), loss=LOSSES[loss]())
     memory = Buffer(9, policies.Reservoir())

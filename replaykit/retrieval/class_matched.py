@@ -22,7 +22,7 @@ import numpy as np
 from replaykit.draws import distinct
 from replaykit.plan import labels
 from replaykit.retrieval.base import GuidedRetrieval
-from replaykit.retrieval.shares import largest_remainders
+from replaykit.shares import largest_remainders
 from replaykit.store import Batch, IntArray, Store
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ClassMatched(GuidedRetrieval):
             return np.array(slots)
         held = store.host(self.column)[slots]
         parts = []
-        for label, share in zip(classes.tolist(), largest_remainders(came / came.sum(), n).tolist(), strict=True):
+        for label, share in zip(classes.tolist(), largest_remainders(came, n).tolist(), strict=True):
             of_class = np.flatnonzero(held == label)
             parts.append(of_class[distinct(len(of_class), min(share, len(of_class)), rng)])
         places = np.concatenate(parts)

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from replaykit.draws import distinct
-from replaykit.retrieval.shares import largest_remainders, systematic
+from replaykit.shares import largest_remainders, systematic
 from replaykit.store import IntArray, Store
 
 
@@ -84,10 +84,10 @@ class MixedSources:
         open_, left = share > 0, n
         while left and open_.any():
             shares = np.where(open_, share, 0.0)
-            shares = shares / shares.sum()
-            wanted = (
-                largest_remainders(shares, left) if self.rounding == "largest" else systematic(shares, left, u)
-            )
+            if self.rounding == "largest":
+                wanted = largest_remainders(shares, left)
+            else:
+                wanted = systematic(shares / shares.sum(), left, u)
             short = open_ & (wanted >= stored)
             if not (open_ & (wanted > stored)).any():
                 return rows + wanted

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from replaykit.selectors.pool import Pool, Selection, Selector, take_count
+from replaykit.shares import whole_parts
 from replaykit.store import IntArray
 
 Shares: TypeAlias = Callable[[IntArray], NDArray[np.float64]]
@@ -49,17 +50,15 @@ def largest_remainder(budget: int, shares: NDArray[np.float64], available: IntAr
     while left > 0:
         # Classes of no share stand in line behind all others.
         part = np.where(open_, shares, 0.0) if shares[open_].any() else open_.astype(np.float64)
-        ideal = left * part / part.sum()
-        full = open_ & (ideal >= available)
+        quota, order = whole_parts(part, left)
+        full = open_ & (quota >= available)
         if full.any():
             quotas[full] = available[full]
             left -= int(available[full].sum())
             open_ &= ~full
             continue
-        floor = np.floor(ideal).astype(np.int64)
-        first = np.argsort(-(ideal - floor), kind="stable")[: left - int(floor.sum())]
-        floor[first] += 1
-        quotas[open_] = floor[open_]
+        quota[order[: left - int(quota.sum())]] += 1
+        quotas[open_] = quota[open_]
         break
     return quotas
 

@@ -18,6 +18,7 @@ from replaykit.benchmarks import (
     next_word,
     permuted_breast_cancer,
     split,
+    split_embedded_digits,
     split_text,
     split_wine,
     text_network,
@@ -159,6 +160,19 @@ def test_embeddings_are_computed_once_in_evaluation_mode() -> None:
         ValueError, match=r"one vector a row, \[512, d\], got shape \[512, 1, 8, 8\]; flatten or pool"
     ):
         embedded(data, lambda x: x)
+
+
+def test_a_stream_of_embedded_digits_needs_no_file() -> None:
+    stream, again = split_embedded_digits(per_class=20), split_embedded_digits(per_class=20)
+    x, y = stream.tensors(1)
+    assert stream.name == "split_embedded_digits" and len(stream) == 5
+    assert x.shape == (40, 100) and x.dtype == torch.float32 and y.unique().tolist() == [2, 3]
+    torch.testing.assert_close(x, again.tensors(1)[0])
+    data = stream.data
+    means = torch.stack([data.x_train[data.y_train == label].mean(0) for label in range(10)])
+    assert (torch.cdist(data.x_test, means).argmin(1) == data.y_test).float().mean() > 0.9, (
+        "they tell digits apart"
+    )
 
 
 # -- the same memories over all of them ---------------------------------------------------------------

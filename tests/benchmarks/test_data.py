@@ -75,6 +75,21 @@ def test_as_float_scales_once() -> None:
         ({"x_train": images().float() / 0}, ValueError, "NaN or infinity"),
         ({"mean": (0.5,), "std": (1.0, 1.0)}, ValueError, "mean has 1 entries, expected 2"),
         ({"class_names": ("a",)}, ValueError, "class_names has 1 entries, expected 3"),
+        (
+            {"columns": {"t": torch.zeros(6).double()}},
+            ValueError,
+            "cannot be named 't'; rows have one of that name",
+        ),
+        (
+            {"columns": {"weight": torch.zeros(6)}},
+            TypeError,
+            "column 'weight' is torch.float32, expected int64 or",
+        ),
+        (
+            {"columns": {"weight": torch.zeros(3).double()}},
+            ValueError,
+            r"'weight' has shape \[3\], expected .*\[6\]",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:

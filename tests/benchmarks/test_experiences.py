@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from avalanche.models import IncrementalClassifier, MTSimpleMLP
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from avalanche.training.storage_policy import ClassBalancedBuffer
 from avalanche.training.supervised import Naive
-from torch.utils.data import TensorDataset
+from torch.utils.data import TensorDataset, default_collate
 
+from replaykit.avalanche.dataset import column_names
 from replaykit.benchmarks import Network, digits, mlp, permuted, split, split_digits
 
 
@@ -57,6 +59,23 @@ def test_experiences_show_the_rows_of_tensors() -> None:
             assert int(row[1]) == int(y[3])
             assert row[2] == 0
             assert list(experience.dataset.targets) == y.tolist()
+
+
+@pytest.mark.parametrize("make", [split, permuted])
+def test_columns_of_the_data_come_with_their_training_rows(make: Any) -> None:
+    data = digits()
+    number = torch.arange(len(data.y_train))
+    stream = make(replace(data, columns={"number": number, "half": number.double() / 2}), 5, as_float=True)
+    data = stream.data
+    for task in (0, 3):
+        dataset = stream.train_stream[task].dataset
+        assert len(dataset[0]) == 5 and len(stream.test_stream[task].dataset[0]) == 3
+        batch = default_collate([dataset[i] for i in (0, 7, 50)])
+        columns = dict(zip(column_names(dataset, 5), batch, strict=True))
+        rows = columns["number"]
+        assert rows.tolist() == stream.rows(task)[[0, 7, 50]].tolist()
+        assert torch.equal(columns["half"], rows.double() / 2) and columns["t"].tolist() == [0, 0, 0]
+        assert torch.equal(columns["y"], data.y_train[rows])
 
 
 def test_class_attributes() -> None:

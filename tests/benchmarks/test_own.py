@@ -104,6 +104,20 @@ def test_files_that_are_missing_or_corrupt(tmp_path: Path) -> None:
         npz(tmp_path / "single.npy")
 
 
+def test_further_columns_are_numbers_of_the_training_rows(tmp_path: Path) -> None:
+    weight = np.linspace(1, 2, 8, dtype=np.float32)
+    data = npz(save(tmp_path, column_weight=weight, column_age=np.arange(8, dtype=np.int16), unread=np.zeros(3)))
+    assert {name: column.dtype for name, column in data.columns.items()} == {
+        "weight": torch.float64,
+        "age": torch.int64,
+    }
+    assert np.array_equal(data.columns["weight"].numpy(), weight.astype(np.float64))
+    with pytest.raises(TypeError, match=r"column_name in .*mine\.npz is <U1; expected numbers"):
+        npz(save(tmp_path, column_name=np.array(["a"] * 8)))
+    with pytest.raises(ValueError, match=r"column 'weight' has shape \[4\], expected .* \[8\]"):
+        npz(save(tmp_path, column_weight=weight[:4]))
+
+
 def test_split_npz_makes_tasks(tmp_path: Path) -> None:
     stream = split_npz(save(tmp_path), tasks=2)
     assert stream.name == "split_mine"

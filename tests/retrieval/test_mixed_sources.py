@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference.laws import RARE
 from reference.retrievals import largest_remainders as literal
@@ -15,7 +15,7 @@ from scipy import stats
 from replaykit import Buffer
 from replaykit.policies import Reservoir
 from replaykit.retrieval import MixedSources
-from replaykit.retrieval.shares import largest_remainders, systematic
+from replaykit.shares import largest_remainders, systematic
 
 
 def memory(stored: dict[int, int], retrieval: MixedSources | None = None, column: str = "t") -> Buffer:
@@ -37,11 +37,13 @@ def numbers(buffer: Buffer, n: int) -> dict[int, int]:
 
 @settings(max_examples=100, deadline=None)
 @given(weights=st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(any), n=st.integers(0, 200))
+@example(weights=[7, 12, 12, 1, 12], n=200)  # equal remainders of unequal shares
 def test_largest_remainders_in_exact_arithmetic(weights: list[int], n: int) -> None:
-    shares = np.array(weights) / sum(weights)
-    rows = largest_remainders(shares, n)
+    rows = largest_remainders(np.array(weights), n)
     assert rows.tolist() == literal(weights, n) and rows.sum() == n
-    assert (abs(rows - n * shares) < 1).all()
+    assert (abs(rows - n * np.array(weights) / sum(weights)) < 1).all()
+    # The same ratios in other numbers, among them some whose share of n a float cannot hold.
+    assert largest_remainders(np.array(weights) * 0.375, n).tolist() == rows.tolist()
 
 
 def test_shares_that_are_whole_are_exact_whatever_their_rounding() -> None:

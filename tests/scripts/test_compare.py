@@ -272,6 +272,20 @@ def test_no_child_outlives_the_parent(tmp_path):
             os.kill(pid, 0)
 
 
+def test_jobs_are_asked_for_when_there_is_room(tmp_path):
+    """So that each is looked at anew: what another comparison has finished meanwhile is not run."""
+    left: list[str] = []
+
+    def jobs():
+        for n in range(4):
+            left.append(f"before {n}")
+            if n != 2:
+                yield Job(f"{n}", (sys.executable, "-c", "pass"), tmp_path / f"{n}.txt")
+
+    run(jobs(), 1, lambda running, codes: left.extend(job.name for job in codes))
+    assert left == ["before 0", "0", "before 1", "1", "before 2", "before 3", "3"]
+
+
 def test_how_a_job_ended_and_what_it_said_last(tmp_path):
     code = "import os, sys; print('out'); print('last\\n\\n', file=sys.stderr); {}"
     endings = ["sys.exit(3)", f"sys.stderr.flush(); os.kill(os.getpid(), {int(signal.SIGKILL)})", "pass"]

@@ -31,6 +31,9 @@ CASES: list[dict[str, Any]] = [
     {"strategy": "icarl", "policy": "reservoir"},
     {"strategy": "derpp", "policy": "reservoir", "stream": "split_text"},
     {"strategy": "er", "policy": "k_means", "stream": "split_wine"},
+    {"strategy": "er", "policy": "herding", "stream": "split_embedded_digits"},
+    {"strategy": "derpp", "policy": "class_balanced", "stream": "split_embedded_digits", "momentum": 0.5},
+    {"strategy": "der", "policy": "ring", "stream": "permuted_breast_cancer", "tasks": 2, "per_class": None},
 ]
 
 
@@ -57,7 +60,7 @@ def test_resuming_anywhere_equals_not_stopping(
 
     def make(name: str, resume: bool = False) -> Experiment:
         common = {"memory": 17, "per_class": 12, "epochs": 2, "checkpoint_every": 2, "eval_every": 3}
-        return Experiment(Config(**chosen, **common, name=name, out=str(tmp_path), resume=resume))
+        return Experiment(Config(**{**common, **chosen}, name=name, out=str(tmp_path), resume=resume))
 
     make("whole").run()
     trained = itertools.count(1)

@@ -216,6 +216,23 @@ def test_a_cut_run_is_not_replaced_without_a_word(tmp_path: Path, monkeypatch: p
     Experiment(Config(**options)).run()  # a finished one may be run again
 
 
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    import checkpoint
+    from config import Config
+    from experiment import Experiment
+
+    run = Experiment(Config(out=str(tmp_path), name="a", per_class=3, tasks=1, memory=5))
+    run.folder.mkdir()
+    with (
+        checkpoint.alone(run.folder),
+        pytest.raises(ValueError, match="another process runs in .*a; wait for its"),
+    ):
+        run.run()
+    assert not (run.folder / "config.json").exists()
+    run.run()
+    assert (run.folder / "result.json").exists()
+
+
 def test_a_checkpoint_of_another_run_or_a_broken_one_is_refused(tmp_path: Path) -> None:
     from config import Config
     from experiment import Experiment
