@@ -103,17 +103,10 @@ class GDumb(MemoryPasses):
             raise ValueError(f"not the initial weights of GDumb: it has {sorted(map(str, state))}")
         self.initial = {name: value.clone() for name, value in state["initial"].items()}
 
-    def training_epoch(self, **kwargs: Any) -> None:
-        self._ask()
-        for mbatch in self.dataloader:
-            if self._stop_training:
-                break
-            self.mbatch = mbatch
-            self._unpack_minibatch()
-            self._before_training_iteration(**kwargs)
-            if self.evaluator.metrics:
-                self._look()
-            self._after_training_iteration(**kwargs)
+    def train_minibatch(self, **kwargs: Any) -> None:
+        """The stream only fills the memory."""
+        if self.evaluator.metrics:
+            self._look()
 
     def remember_new(self) -> None:
         """Take down the weights of parameters, or of parts of them, that were not there before."""

@@ -51,11 +51,6 @@ class GSS(Template):
     slots, 10 repeats with `GSSGreedy` and 3 with the others.
     """
 
-    # Set by the base class, which has no types.
-    mbatch: Any
-    mb_output: Any
-    loss: Any
-
     def __init__(
         self,
         *,
@@ -79,46 +74,20 @@ class GSS(Template):
         )
         super().__init__(model=model, optimizer=optimizer, plugins=[self.replay, *(plugins or ())], **template)
 
-    def training_epoch(self, **kwargs: Any) -> None:
-        self._ask()
-        for mbatch in self.dataloader:
-            if self._stop_training:
-                break
-            self.mbatch = mbatch
-            self._unpack_minibatch()
-            self._before_training_iteration(**kwargs)
-            self._steps(**kwargs)
-            self._after_training_iteration(**kwargs)
-
-    def _steps(self, **kwargs: Any) -> None:
+    def train_minibatch(self, **kwargs: Any) -> None:
         stream, mark = self.mbatch, self.replay.mark
         blocks = self._blocks()
         for repeat in range(self.repeats):
             self.mbatch = list(stream)
             mark(self, stream=len(stream[0]))
-            self._step(**kwargs)
+            self.train_step(**kwargs)
             seen = self.mbatch, self.mb_output, self.loss
             if blocks:
                 self.mbatch = self.replay.block(self, blocks[repeat % len(blocks)])
                 mark(self, memory=len(self.mbatch[0]))
-                self._step(**kwargs)
+                self.train_step(**kwargs)
         self.mbatch, self.mb_output, self.loss = seen
         mark(self, stream=len(self.mbatch[0]))
-
-    def _step(self, **kwargs: Any) -> None:
-        """One optimiser step on the present mini-batch."""
-        self.optimizer.zero_grad()
-        self.loss = self._make_empty_loss()
-        self._before_forward(**kwargs)
-        self.mb_output = self.forward()
-        self._after_forward(**kwargs)
-        self.loss += self.criterion()
-        self._before_backward(**kwargs)
-        self.backward()
-        self._after_backward(**kwargs)
-        self._before_update(**kwargs)
-        self.optimizer_step()
-        self._after_update(**kwargs)
 
     def _blocks(self) -> list[IntArray]:
         """The slots of each block, as many blocks as are needed at most."""

@@ -88,11 +88,6 @@ class MER(Template):
     The values that the DER paper gives for MER are of another algorithm: `replaykit.strategies.MERBatched`.
     """
 
-    # Set by the base class, which has no types.
-    mbatch: Any
-    mb_output: Any
-    loss: Any
-
     def __init__(
         self,
         *,
@@ -143,28 +138,20 @@ class MER(Template):
         super().load_state_dict({name: value for name, value in state.items() if name != "examples"})
         self.examples = examples
 
-    def training_epoch(self, **kwargs: Any) -> None:
-        self._ask()
-        for mbatch in self.dataloader:
-            if self._stop_training:
-                break
-            self.mbatch = mbatch
-            self._unpack_minibatch()
-            self._before_training_iteration(**kwargs)
-            self.loss = self._make_empty_loss()
-            self._before_forward(**kwargs)
-            loss = self._learn()
-            self._after_forward(**kwargs)
-            self.loss = loss
-            self._before_backward(**kwargs)
-            if self.loss is not loss or loss._version:
-                raise ValueError(
-                    "a plugin adds to the loss, which the steps of MER do not see; leave it out, or use MERBatched"
-                )
-            self._after_backward(**kwargs)
-            self._before_update(**kwargs)
-            self._after_update(**kwargs)
-            self._after_training_iteration(**kwargs)
+    def train_minibatch(self, **kwargs: Any) -> None:
+        self.loss = self._make_empty_loss()
+        self._before_forward(**kwargs)
+        loss = self._learn()
+        self._after_forward(**kwargs)
+        self.loss = loss
+        self._before_backward(**kwargs)
+        if self.loss is not loss or loss._version:
+            raise ValueError(
+                "a plugin adds to the loss, which the steps of MER do not see; leave it out, or use MERBatched"
+            )
+        self._after_backward(**kwargs)
+        self._before_update(**kwargs)
+        self._after_update(**kwargs)
 
     # -- inside ---------------------------------------------------------------------------------------
 

@@ -45,11 +45,6 @@ class MERBatched(Template):
     lr 0.2, 0.1, 0.2, 3 steps.
     """
 
-    # Set by the base class, which has no types.
-    mbatch: Any
-    mb_output: Any
-    loss: Any
-
     def __init__(
         self,
         *,
@@ -83,41 +78,18 @@ class MERBatched(Template):
         self._flat: Flat | None = None
         super().__init__(model=model, optimizer=optimizer, plugins=[self.replay, *(plugins or ())], **template)
 
-    def training_epoch(self, **kwargs: Any) -> None:
-        self._ask()
-        for mbatch in self.dataloader:
-            if self._stop_training:
-                break
-            self.mbatch = mbatch
-            self._unpack_minibatch()
-            self._before_training_iteration(**kwargs)
+    def train_minibatch(self, **kwargs: Any) -> None:
+        self._flat = Flat.of(self.model, self._flat)
+        before_all = self._flat.copy() if self.gamma != 1 else []
+        for step in range(self.steps):
+            if step:
+                self.replay.draw_again(self)
+            before = self._flat.copy() if self.beta != 1 else []
+            self.train_step(**kwargs)
+            # A plugin such as Reptile may have moved the state into a vector of its own.
             self._flat = Flat.of(self.model, self._flat)
-            before_all = self._flat.copy() if self.gamma != 1 else []
-            for step in range(self.steps):
-                if step:
-                    self.replay.draw_again(self)
-                before = self._flat.copy() if self.beta != 1 else []
-                self._step(**kwargs)
-                # A plugin such as Reptile may have moved the state into a vector of its own.
-                self._flat = Flat.of(self.model, self._flat)
-                self._flat.interpolate(before, self.beta)
-            self._flat.interpolate(before_all, self.gamma)
-            self._after_training_iteration(**kwargs)
-
-    def _step(self, **kwargs: Any) -> None:
-        """One optimiser step on the present mini-batch."""
-        self.optimizer.zero_grad()
-        self.loss = self._make_empty_loss()
-        self._before_forward(**kwargs)
-        self.mb_output = self.forward()
-        self._after_forward(**kwargs)
-        self.loss += self.criterion()
-        self._before_backward(**kwargs)
-        self.backward()
-        self._after_backward(**kwargs)
-        self._before_update(**kwargs)
-        self.optimizer_step()
-        self._after_update(**kwargs)
+            self._flat.interpolate(before, self.beta)
+        self._flat.interpolate(before_all, self.gamma)
 
 
 class _Again(Replay):

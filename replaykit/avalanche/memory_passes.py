@@ -59,10 +59,6 @@ class MemoryPasses(Template):
     """
 
     replay: Replay
-    # Set by the base class, which has no types.
-    mbatch: Any
-    mb_output: Any
-    loss: Any
 
     def __init__(
         self,

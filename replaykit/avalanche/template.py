@@ -40,6 +40,11 @@ class Template(SupervisedTemplate):
     added to the strategy during an epoch is called from the next one on.
     """
 
+    # Set by the base class, which has no types.
+    mbatch: Any
+    mb_output: Any
+    loss: Any
+
     _callbacks: Mapping[str, list[Callback]] = MappingProxyType({name: [] for name in EVENTS})
     _asked: tuple[int, ...] = ()
     _predictor: torch.nn.Module | None = None
@@ -95,8 +100,35 @@ class Template(SupervisedTemplate):
             raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}")
 
     def training_epoch(self, **kwargs: Any) -> None:
+        """Avalanche's loop, which leaves to `train_minibatch` what is done with a mini-batch of the stream."""
         self._ask()
-        super().training_epoch(**kwargs)
+        for mbatch in self.dataloader:
+            if self._stop_training:
+                break
+            self.mbatch = mbatch
+            self._unpack_minibatch()
+            self._before_training_iteration(**kwargs)
+            self.train_minibatch(**kwargs)
+            self._after_training_iteration(**kwargs)
+
+    def train_minibatch(self, **kwargs: Any) -> None:
+        """Learn from a mini-batch of the stream: in one step, unless a strategy does it otherwise."""
+        self.train_step(**kwargs)
+
+    def train_step(self, **kwargs: Any) -> None:
+        """One optimiser step on the present mini-batch, with its events."""
+        self.optimizer.zero_grad()
+        self.loss = self._make_empty_loss()
+        self._before_forward(**kwargs)
+        self.mb_output = self.forward()
+        self._after_forward(**kwargs)
+        self.loss += self.criterion()
+        self._before_backward(**kwargs)
+        self.backward()
+        self._after_backward(**kwargs)
+        self._before_update(**kwargs)
+        self.optimizer_step()
+        self._after_update(**kwargs)
 
     def eval_epoch(self, **kwargs: Any) -> None:
         self._ask()

@@ -127,6 +127,20 @@ def test_plugins_added_between_epochs_are_found() -> None:
     assert [name for name, _ in added.noted].count("after_update") == 2
 
 
+def test_a_strategy_with_other_steps_keeps_the_loop_and_its_events() -> None:
+    class Twice(Template):
+        def train_minibatch(self, **kwargs: Any) -> None:
+            for _ in range(2):
+                self.train_step(**kwargs)
+
+    noted, values, _ = run(Twice, loss_metrics(minibatch=True))
+    plain = run(Template, loss_metrics(minibatch=True))
+    of = lambda events, name: [event for event in events if event[0] == name]  # noqa: E731
+    assert of(noted, "before_training_iteration") == of(plain[0], "before_training_iteration")
+    assert of(noted, "after_update") == [e for e in of(plain[0], "after_update") for _ in range(2)]
+    assert [name for name, _ in values] == [name for name, _ in plain[1]] and values != plain[1]
+
+
 # -- what predicts ------------------------------------------------------------------------------------
 
 
