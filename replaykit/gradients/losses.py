@@ -34,21 +34,27 @@ def cross_entropy(column: str = "y", label_smoothing: float = 0.0, mask: Tensor 
     return rows
 
 
-def squared_error(column: str = "logits") -> RowLoss:
+def squared_error(column: str = "logits", mask_value: float | None = -1000.0) -> RowLoss:
     """Mean over the C outputs of the squared difference to stored logits [n, C] (DER's distillation).
 
     A model whose head has grown since is compared on the classes that were stored; rows that were stored
-    without logits (``logits_width`` 0) have loss 0.
+    without logits (``logits_width`` 0) have loss 0. Outputs of a head that is narrower than the widest one stored
+    are filled up with zeros.
+
+    Args:
+        mask_value: a stored logit of this value marks a unit that was switched off, and so not stored (Avalanche's
+            `IncrementalClassifier` writes -1000); None if the model has no such units.
     """
 
     def rows(outputs: Tensor, batch: Batch) -> Tensor:
-        stored = batch[column]
-        squares = (outputs[:, : stored.shape[1]] - stored.to(outputs.dtype)).square()
-        width = batch.get(column + WIDTH)
-        if width is None:
-            return squares.mean(1)
-        valid = torch.arange(stored.shape[1], device=stored.device) < width[:, None]
-        return (squares * valid).sum(1) / width.clamp(min=1)
+        stored, width = batch[column], batch.get(column + WIDTH)
+        c = stored.shape[1]
+        outputs = F.pad(outputs, (0, max(0, c - outputs.shape[1])))[:, :c]
+        squares = (outputs - stored.to(outputs.dtype)).square()
+        valid = torch.ones_like(stored, dtype=torch.bool) if mask_value is None else stored != mask_value
+        if width is not None:
+            valid = valid & (torch.arange(c, device=stored.device) < width[:, None])
+        return squares.where(valid, 0.0).sum(1) / valid.sum(1).clamp(min=1)
 
     return rows
 

@@ -82,6 +82,26 @@ def test_losses_by_hand() -> None:
     torch.testing.assert_close(both, torch.tensor([2 * log(4.0) + 1, 2 * log(2.0) + 1]))
 
 
+def test_units_that_were_switched_off_are_no_targets() -> None:
+    """Avalanche's heads answer -1000 for classes to come: a masked head is compared like a narrower one."""
+    z = torch.tensor([[1.0, 7.0, 3.0]], requires_grad=True)
+    stored = {"logits": torch.tensor([[2.0, -1000.0, 6.0]])}
+    loss = squared_error()(z, stored)
+    assert loss.tolist() == [5.0] and torch.autograd.grad(loss.sum(), z)[0].tolist() == [[-1.0, 0.0, -3.0]]
+    stored |= {"logits_width": torch.tensor([2])}
+    assert squared_error()(z, stored).tolist() == [1.0]
+    assert squared_error(mask_value=None)(z, {"logits": torch.tensor([[-1000.0, 7.0, 3.0]])}).item() > 1e5
+    assert squared_error()(z, {"logits": torch.full((1, 3), -1000.0)}).tolist() == [0.0]
+
+
+def test_a_head_narrower_than_the_widest_one_stored() -> None:
+    """Heads of tasks have their own widths; their logits lie in one column, padded with zeros."""
+    z = torch.tensor([[1.0, 4.0]])
+    assert squared_error()(z, {"logits": torch.tensor([[3.0, 4.0, 0.0, 0.0]])}).tolist() == [1.0]
+    padded = {"logits": torch.tensor([[3.0, 4.0, 0.0, 0.0]]), "logits_width": torch.tensor([2])}
+    assert squared_error()(z, padded).tolist() == [2.0]
+
+
 def test_the_closed_form_by_hand() -> None:
     """p = (0.5, 0.3, 0.2), y = 0, h = (3, 4): spec values 3.08221 without and 3.14325 with bias."""
     z = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()

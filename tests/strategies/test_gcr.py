@@ -66,6 +66,13 @@ def test_the_loss_by_hand() -> None:
     assert loss_of(hand(), alpha=0.2, beta=0.5) == pytest.approx(both, rel=1e-6)
 
 
+def test_units_that_were_switched_off_are_no_targets() -> None:
+    """`IncrementalClassifier` answers -1000 for classes to come, whose units are switched on later."""
+    batch = hand()
+    masked = {**batch, "logits": batch["logits"].index_fill(1, torch.tensor([1]), -1000.0)}
+    assert loss_of(masked, alpha=0.2) == pytest.approx(0.2 * (1 + 3 * 4) / 4, rel=1e-6)
+
+
 @pytest.mark.parametrize("scale", [3.0, 1e-6, 1e6])
 def test_only_the_ratios_of_weights_matter(scale: float) -> None:
     terms = {"alpha": 0.2, "beta": 0.5, "gamma": 0.3, "temperature": 0.5}
