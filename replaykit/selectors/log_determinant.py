@@ -45,8 +45,9 @@ class Volume:
         self.factor = self.left.new_zeros(k, kernel.n)
         self.size = 0
         self.chosen = torch.zeros(kernel.n, dtype=torch.bool, device=kernel.device)
-        # What rounding leaves of nothing.
-        self.nothing = 1000 * torch.finfo(kernel.dtype).eps * (self.left.abs().max() if kernel.n else 1.0)
+        # What rounding leaves of nothing; above 0, since a gain of -inf is that of a row that was taken.
+        number = torch.finfo(kernel.dtype)
+        self.nothing = max(1000 * number.eps * (float(self.left.abs().max()) if kernel.n else 1.0), number.tiny)
         self._check()
 
     @property

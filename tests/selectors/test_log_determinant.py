@@ -50,6 +50,14 @@ def test_a_kernel_of_low_rank_without_a_ridge_still_gives_distinct_rows() -> Non
     assert rows[2:].tolist() == sorted(set(range(10)) - set(rows[:2].tolist()))[:5]
 
 
+def test_a_kernel_of_zeros_without_a_ridge_gives_distinct_rows() -> None:
+    """Gradients of rows that are fitted, for example."""
+    assert log_determinant(torch.zeros(5, 5), 3, eps=0.0)[0].tolist() == [0, 1, 2]
+    selector = LogDeterminant("gradients", lambda vectors: vectors.gram_rows, eps=0.0)
+    rows, _ = selector.select(Pool(6, gradients=torch.zeros(6, 2)), 6, np.random.default_rng(0))
+    assert rows.tolist() == [0, 1, 2, 3, 4, 5]
+
+
 def test_an_indefinite_kernel_is_refused() -> None:
     bad = torch.tensor([[1.0, 2], [2, 1]], dtype=torch.float64)
     for eps in (0.0, 1.0):
