@@ -118,7 +118,7 @@ class SoftmaxCurvature:
         single = inverse.mul_(root[:, :, None]).mul_(root[:, None, :])
         total = single.sum(0)
         total.diagonal().add_((self.weight == 0).to(total.dtype))
-        coupling = torch.linalg.cholesky(total)
+        coupling = _cholesky(total)
 
         def solve(b: Tensor) -> Tensor:
             alone = single @ (gram @ b).T[:, :, None]
@@ -132,6 +132,10 @@ def _shifted_cholesky(gram: Tensor, root: Tensor, shift: float) -> Tensor:
     """Cholesky factor of ``shift I + diag(root) gram diag(root)`` for root [m], or of c of them for [c, m]."""
     matrix = gram * root[..., :, None] * root[..., None, :]
     matrix.diagonal(dim1=-2, dim2=-1).add_(shift)
+    return _cholesky(matrix)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     if bool(info.any()):

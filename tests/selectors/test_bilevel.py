@@ -448,6 +448,16 @@ def test_bad_input_names_the_selector_and_the_cure(selector, change, message):
         selector.select(Pool(12, given.pop("y"), **given), 6, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("seed", [512, 751, 1395])
+def test_a_ridge_lost_in_rounding_is_told_with_the_cure(seed):
+    """A linear kernel of rows a million away from 0: its own rounding is larger than the ridge."""
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.integers(3, 16)), int(rng.integers(1, 5))
+    x, y = torch.from_numpy(rng.normal(size=(n, d)) + 1e6), torch.from_numpy(rng.integers(0, 4, n))
+    with pytest.raises(ValueError, match=r"Bilevel: .*raise the ridge"):
+        Bilevel(Linear(), ridge=10.0 ** rng.integers(-6, -2)).select(Pool(n, y, x=x), n, np.random.default_rng(0))
+
+
 @pytest.mark.parametrize(
     "setting", [{"ridge": 0.0}, {"ridge": np.nan}, {"start": 0}, {"max_outer": -1}, {"candidates": 0}]
 )
