@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from replaykit.draws import taken_back
 from replaykit.plan import NOTHING, FunctionPolicy, Plan, Policy
 from replaykit.retrieval import GuidedRetrieval, Retrieval, Uniform
 from replaykit.store import LOSS, REPLAYED, Batch, IntArray, Store, check_capacity, describe
@@ -388,7 +389,10 @@ class Buffer:
 
     def _plan(self, batch: Batch, probe: Probe | None) -> Plan:
         try:
-            with _cached(probe) if self.policy.needs else _UNCACHED:
+            if not self.policy.needs:
+                return self.policy.plan(batch, self.store, self.rng, probe)
+            # A model, unlike a batch, cannot be checked before something is drawn.
+            with _cached(probe), taken_back(self.rng):
                 return self.policy.plan(batch, self.store, self.rng, probe)
         except (ValueError, KeyError, TypeError) as error:
             message = error.args[0] if error.args else error

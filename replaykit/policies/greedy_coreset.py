@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from replaykit.draws import taken_back
 from replaykit.plan import Plan, Policy, check_growth, labels, row_count
 from replaykit.policies.coreset import RANK, SLOT, WEIGHT, check_own_columns, pool_of, preferred, probed
 from replaykit.policies.joined import joined
@@ -110,6 +111,10 @@ class GreedyCoreset(Policy):
     def plan(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None) -> Plan:
         labels(arrivals)
         check_own_columns(arrivals, {WEIGHT, RANK, SLOT, BATCHES})
+        with taken_back(rng):
+            return self._selection(arrivals, store, rng, probe)
+
+    def _selection(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None) -> Plan:
         held = _in_order(store)
         stored = _slots(store, held)
         if self.layout == "tasks":

@@ -1,10 +1,12 @@
 """Coreset: any selector as a memory."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
-from replaykit import Buffer, selectors
+from replaykit import Buffer, Policy, policies, selectors
 from replaykit.policies.coreset import Coreset
 from replaykit.probe import Probe
 from replaykit.selectors import Pool
@@ -190,3 +192,32 @@ def test_an_error_names_selector_class_and_cure_and_leaves_the_memory(
     with pytest.raises((ValueError, KeyError), match=message):
         offended.add(bad)
     assert same(offended.state_dict(), state)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Coreset(selectors.KCenter("x"), candidates=3),
+        lambda: Coreset(selectors.Importance("x", rho=2.0), recent=1),
+        lambda: policies.GreedyCoreset(slots=2),
+        lambda: policies.GreedyCoreset(layout="tasks", kernel=selectors.Linear()),
+        lambda: policies.GCR(candidates=3),
+        lambda: policies.KCenter(candidates=3),
+        policies.GSSGreedy,
+        lambda: policies.GSSGreedy(gate="sample"),
+    ],
+)
+def test_an_error_after_a_draw_leaves_the_generators(make: Callable[[], Policy]) -> None:
+    """What a model answers cannot be looked at before something is drawn; a run that catches the error goes on."""
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("diverged")
+
+    model = torch.nn.Linear(1, 2)
+    buffer = Buffer(4, make(), seed=0)
+    buffer.add(points([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1]), Probe(model))
+    state = buffer.state_dict()
+    bad = points([9.0, 8.0, 7.0, torch.nan], [0, 1, 1, 1], start=5)
+    with pytest.raises(ValueError, match="NaN|diverged|rho"):
+        buffer.add(bad, Probe(model, prepare=broken if "x" not in getattr(buffer.policy, "prefers", ()) else None))
+    assert same(buffer.state_dict(), state)
