@@ -90,14 +90,13 @@ class Coreset(Policy):
         self.selector = PerClass(selector, equal) if budget == "per_class" else selector
         self.candidates, self.recent = candidates, recent
         self.needs, self.prefers = probed(selector), preferred(selector)
-        self.columns = ("y", *_held(selector))
+        self.columns = ("y", *columns_read(selector))
         self.per_task = recent == 0
 
     def plan(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None) -> Plan:
         labels(arrivals)
         check_own_columns(arrivals, {WEIGHT, RANK})
-        if missing := [name for name in self.columns if name not in arrivals]:
-            raise ValueError(f"the selector reads columns {missing}, the batch has {sorted(arrivals)}")
+        check_held(arrivals, self.columns)
         room = store.capacity - self.recent
         if room < 1:
             raise ValueError(
@@ -165,7 +164,7 @@ def probed(selector: Selector) -> tuple[str, ...]:
     return tuple(name for name in selector.needs if name in _PROBED)
 
 
-def _held(selector: Selector) -> tuple[str, ...]:
+def columns_read(selector: Selector) -> tuple[str, ...]:
     """What a selector needs that must be columns of the rows."""
     return tuple(name for name in selector.needs if name not in (*_PROBED, "x", "stored"))
 
@@ -179,6 +178,12 @@ def check_own_columns(arrivals: Batch, names: set[str]) -> None:
     """Refuse a batch with columns that the policy writes itself."""
     if taken := sorted(names & arrivals.keys()):
         raise ValueError(f"columns {taken} are written by this policy; rename those of the batch")
+
+
+def check_held(arrivals: Batch, names: tuple[str, ...]) -> None:
+    """Refuse a batch without the columns that the selector reads."""
+    if missing := [name for name in names if name not in arrivals]:
+        raise ValueError(f"the selector reads columns {missing}, the batch has {sorted(arrivals)}")
 
 
 def pool_of(

@@ -37,7 +37,17 @@ from torch import Tensor
 
 from replaykit.draws import taken_back
 from replaykit.plan import Plan, Policy, check_growth, labels, row_count
-from replaykit.policies.coreset import RANK, SLOT, WEIGHT, check_own_columns, pool_of, preferred, probed
+from replaykit.policies.coreset import (
+    RANK,
+    SLOT,
+    WEIGHT,
+    check_held,
+    check_own_columns,
+    columns_read,
+    pool_of,
+    preferred,
+    probed,
+)
 from replaykit.policies.joined import joined
 from replaykit.policies.keeping import keeping
 from replaykit.selectors.bilevel import Bilevel
@@ -79,7 +89,7 @@ class GreedyCoreset(Policy):
     """
 
     per_task = True
-    columns = ("y",)
+    columns: tuple[str, ...] = ("y",)
     writes = (WEIGHT, RANK, SLOT, BATCHES)
 
     def __init__(
@@ -107,10 +117,12 @@ class GreedyCoreset(Policy):
             kernel, quantity, ridge, max_outer=max_outer, on_support=on_support, compat=compat
         )
         self.needs, self.prefers = probed(self.selector), preferred(self.selector)
+        self.columns = ("y", *columns_read(self.selector))
 
     def plan(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None = None) -> Plan:
         labels(arrivals)
         check_own_columns(arrivals, {WEIGHT, RANK, SLOT, BATCHES})
+        check_held(arrivals, self.columns)
         with taken_back(rng):
             return self._selection(arrivals, store, rng, probe)
 
@@ -118,11 +130,13 @@ class GreedyCoreset(Policy):
         held = _in_order(store)
         stored = _slots(store, held)
         if self.layout == "tasks":
-            pool = pool_of(arrivals, torch.ones(row_count(arrivals), dtype=torch.float64), 0, probe)
+            pool = pool_of(
+                arrivals, torch.ones(row_count(arrivals), dtype=torch.float64), 0, probe, self.columns[1:]
+            )
             return self._with_task(store, held, stored, pool, rng)
         rows = joined(store, held, arrivals)
         n = row_count(rows)
-        pool = pool_of(rows, torch.ones(n, dtype=torch.float64), len(held), probe)
+        pool = pool_of(rows, torch.ones(n, dtype=torch.float64), len(held), probe, self.columns[1:])
         new = merge_reduce(
             stored, torch.arange(len(held), n), pool, self.selector, store.capacity, self.slots, rng
         )

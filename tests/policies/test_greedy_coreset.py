@@ -174,6 +174,19 @@ def test_inputs_are_compared_as_the_model_takes_them() -> None:
     assert prepared == kept(prepare(batch["x"])) != kept(batch["x"])
 
 
+@pytest.mark.parametrize("options", [{}, {"slots": 2}, {"layout": "tasks"}])
+def test_a_selector_may_read_a_column_of_the_stream(options: dict) -> None:
+    buffer = Buffer(4, GreedyCoreset(selector=selectors.Forgetting("age"), **options))
+    assert buffer.policy.columns == ("y", "age")
+    for start in (0, 10, 20):
+        batch = rows(10, start)
+        buffer.add({**batch, "age": 100 - batch["id"] % 10 - start})
+    expected = {"layout": [0, 10, 20], "slots": [0, 1, 20, 21]}.get("".join(list(options)), [0, 1, 2, 3])
+    assert sorted(buffer["id"].tolist()) == expected
+    with pytest.raises(ValueError, match=r"the selector reads columns \['age'\], the batch has"):
+        Buffer(4, GreedyCoreset(selector=selectors.Forgetting("age"))).add(rows(3))
+
+
 def test_other_selectors_and_kernels() -> None:
     buffer = Buffer(6, GreedyCoreset(2, selector=selectors.GradMatch("x")))
     for batch in range(4):
