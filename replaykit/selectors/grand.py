@@ -66,5 +66,11 @@ class EL2N:
         scores = []
         for name in self.needs:
             logits = pool.tensor(name).to(working_dtype(pool.n))
-            scores.append(el2n(logits.softmax(1), pool.y.to(logits.device)))
+            y = pool.y.to(logits.device)
+            if logits.ndim != 2 or (len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]):
+                raise ValueError(
+                    f"EL2N: {name} [n, c] with a column for each label expected, got {list(logits.shape)} for "
+                    f"labels {sorted(set(y.tolist()))}; give the model an output for every class"
+                )
+            scores.append(el2n(logits.softmax(1), y))
         return ranked(torch.stack(scores).mean(0), k, self.order, self.skip, "EL2N", "logits")

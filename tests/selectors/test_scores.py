@@ -91,6 +91,9 @@ def test_el2n_selects_by_the_error() -> None:
     assert weights.tolist() == [1] * 5
     with pytest.raises(ValueError, match="EL2N: the pool has no labels"):
         EL2N().select(Pool(30, logits=logits), 5, RNG)
+    for wrong in (-1, 4):  # -1 would be the last class
+        with pytest.raises(ValueError, match=rf"EL2N: .*got \[30, 4\] for labels .*{wrong}.*an output for every"):
+            EL2N().select(Pool(30, y.index_fill(0, torch.tensor([7]), wrong), logits=logits), 5, RNG)
 
 
 # -- forgetting -----------------------------------------------------------------------------------
