@@ -19,6 +19,8 @@ a class whose gradients are all zero is filled in order, at equal weights that s
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,6 +51,8 @@ def grad_approx(
         relative: lam and eps are in units of the squared mean norm of the gradients.
         max_bytes: hold k rows of inner products if they take no more than this, else compute anew.
     """
+    if not (0 <= lam < math.inf and 0 <= eps < math.inf):
+        raise ValueError(f"grad_approx: lam and eps must be >= 0 and finite, got lam={lam}, eps={eps}")
     norms = vectors.norms()
     n = len(norms)
     k = take_count(k, n, "grad_approx")

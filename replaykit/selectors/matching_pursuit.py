@@ -82,8 +82,11 @@ def pursue(
         row: its row j, given the present scores [n] of all atoms.
         combine: its product with weights [n]; used instead of holding the rows of the chosen atoms.
     """
-    if min(lam, eps) < 0 or not math.isfinite(lam + eps + target):
-        raise ValueError(f"matching_pursuit: lam and eps must be >= 0, got lam={lam}, eps={eps}")
+    if not (lam >= 0 and eps >= 0 and math.isfinite(lam + eps + target)):
+        raise ValueError(
+            f"matching_pursuit: lam and eps must be >= 0 and the target finite, got lam={lam}, eps={eps} and a "
+            f"squared target of {target}; scale vectors down whose products overflow"
+        )
     n = len(products)
     k = take_count(k, n, "matching_pursuit")
     noise = rounding(products)

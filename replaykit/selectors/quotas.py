@@ -89,7 +89,9 @@ def by_class(
         except (ValueError, KeyError, TypeError) as error:
             message = str(error.args[0] if error.args else error)
             owner = "" if selector in message else f"{selector}: "
-            raise type(error)(f"{owner}{message} (class {label[c]})") from error
+            where = f" (class {label[c]})"
+            # A selector that goes class by class itself has said it.
+            raise type(error)(f"{owner}{message}{'' if message.endswith(where) else where}") from error
         rows.append(index.to(chosen.device)[chosen])
         weights.append(weight)
         turns.append((torch.arange(len(chosen), dtype=torch.float64) + 0.5) / max(len(chosen), 1))

@@ -170,7 +170,11 @@ def negative(vectors: selectors.Vectors) -> object:
     ("selector", "spoil", "message"),
     [
         (selectors.KCenter("x"), torch.nan, r"KCenter: x of row \d holds NaN.*drop them \(class 1\)"),
-        (selectors.GradMatch("x", lam=-1.0), None, r"GradMatch: .*lam and eps must be >= 0.*\(class 0\)"),
+        (
+            selectors.GradMatch("x", lam=-1.0),
+            None,
+            r"GradMatch: .*lam and eps must be >= 0.*got lam=-1.0.*[^)] \(class 0\) \[",
+        ),
         (selectors.LogDeterminant("x", negative), None, r"LogDeterminant: .*use another kernel \(class 0\)"),
         (selectors.Bilevel(Opposite()), None, r"Bilevel: .*add a multiple of the identity \(class 0\)"),
         (selectors.BCSR(needs=("x",)), None, r"BCSR: .*features.*give it when building the pool.*\(class 0\)"),

@@ -144,5 +144,5 @@ def test_errors_name_the_selector_the_quantity_and_the_class() -> None:
     with pytest.raises(ValueError, match=r"GCR: gradients of row 1 holds NaN.*\(class 3\)"):
         GCR().select(pool, 4, np.random.default_rng(0))
     pool = Pool(6, torch.tensor([0, 0, 0, 3, 3, 3]), gradients=gradients(6))
-    with pytest.raises(ValueError, match=r"GCR: .*lam and eps must be >= 0.*\(class 0\)"):
+    with pytest.raises(ValueError, match=r"GCR: .*lam and eps must be >= 0.*got lam=-1.0.*\(class 0\)"):
         GCR(lam=-1.0).select(pool, 4, np.random.default_rng(0))
