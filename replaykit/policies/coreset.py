@@ -32,7 +32,7 @@ from replaykit.gradients.rows import take
 from replaykit.plan import Plan, Policy, check_growth, labels, row_count
 from replaykit.policies.joined import joined
 from replaykit.policies.keeping import keeping
-from replaykit.selectors.pool import Pool, Quantity, Selection, Selector
+from replaykit.selectors.pool import Pool, Quantity, Selection, Selector, finite
 from replaykit.selectors.quotas import PerClass, equal
 from replaykit.store import Batch, IntArray, Store
 
@@ -106,6 +106,9 @@ class Coreset(Policy):
         n = row_count(arrivals)
         free = store.free(n)
         if len(free) == n:
+            if self.prefers and arrivals["x"].is_cpu:
+                # Once stored, such a row would make every later selection fail.
+                finite(arrivals["x"], type(self).__name__, "x")
             columns = {WEIGHT: torch.ones(n, dtype=torch.float64), RANK: torch.full((n,), -1)}
             return Plan(np.arange(n), free, columns, distinct=True)
         with taken_back(rng):

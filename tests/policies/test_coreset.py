@@ -198,6 +198,16 @@ def test_an_error_names_selector_class_and_cure_and_leaves_the_memory(
     assert same(offended.state_dict(), state)
 
 
+def test_a_row_that_no_selection_could_look_at_is_not_stored() -> None:
+    buffer = Buffer(4, policies.KCenter("x"))
+    buffer.add(points([1.0]))
+    state = buffer.state_dict()
+    with pytest.raises(ValueError, match=r"KCenter: x of row 1 holds NaN or infinity \(1 of 2 rows\).*drop them"):
+        buffer.add(points([2.0, torch.nan]))
+    assert same(buffer.state_dict(), state)
+    assert buffer.add(points([2.0, 3.0, 4.0, 5.0])) == 3
+
+
 @pytest.mark.parametrize(
     "make",
     [
