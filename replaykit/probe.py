@@ -91,7 +91,7 @@ class Probe:
         self.model, self.loss, self.prepare = model, loss or cross_entropy(), prepare
         self.feature_source, self.layers, self.parameters = features, layers, parameters
         self.views, self.route, self.budget = views, route, budget
-        self._takes_task = "task_labels" in inspect.signature(model.forward).parameters
+        self.takes_task = "task_labels" in inspect.signature(model.forward).parameters
         self._structure = Structure(model)
         self._cache: dict[tuple[str, int], tuple[Batch, Any]] | None = None
 
@@ -302,10 +302,10 @@ class Probe:
 
     def _inputs(self, batch: Batch) -> tuple[Any, ...]:
         x = only_x(batch) if self.prepare is None else self.prepare(batch["x"])
-        return (x, int(batch["t"][0])) if self._takes_task else (x,)
+        return (x, int(batch["t"][0])) if self.takes_task else (x,)
 
     def _groups(self, batch: Batch) -> Tensor | None:
-        if not self._takes_task:
+        if not self.takes_task:
             return None
         if "t" not in batch:
             raise ValueError(

@@ -212,10 +212,23 @@ def pool_of(
     if probe is not None:
         quantities["features"] = lambda: probe.features(rows)
         quantities["gradients"] = lambda: probe.gradients(rows)
-        quantities["logits"] = lambda: probe.logits(rows)
+        quantities["logits"] = lambda: _logits(probe, rows)
         quantities["losses"] = lambda: probe.losses(rows)
         quantities["uncertainty"] = lambda: _uncertainty(probe, rows, views)
     return Pool(n, torch.from_numpy(labels(rows)), weight, **quantities)
+
+
+def _logits(probe: Probe, rows: Batch) -> Tensor:
+    """Logits [n, c]; -inf, a probability of 0, for the classes that the head of a row's task does not have."""
+    logits = probe.logits(rows)
+    # Only models that take a task have several heads; a probe of the user's own kind need not know of tasks.
+    for task in torch.unique(rows["t"]) if getattr(probe, "takes_task", False) else ():
+        members = (rows["t"] == task).nonzero()[:, 0]
+        own = probe.logits(take(rows, members[:1])).shape[1]
+        if own < logits.shape[1]:
+            logits = logits.clone()
+            logits[members.to(logits.device), own:] = -torch.inf
+    return logits
 
 
 def _uncertainty(probe: Probe, rows: Batch, views: Sequence[View] | View | None) -> Tensor:

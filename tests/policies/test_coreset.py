@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from replaykit import Buffer, Policy, policies, selectors
-from replaykit.policies.coreset import Coreset
+from replaykit.policies.coreset import Coreset, pool_of
 from replaykit.probe import Probe
 from replaykit.selectors import Pool
 from replaykit.selectors.pool import Selection
@@ -206,6 +206,29 @@ def test_a_row_that_no_selection_could_look_at_is_not_stored() -> None:
         buffer.add(points([2.0, torch.nan]))
     assert same(buffer.state_dict(), state)
     assert buffer.add(points([2.0, 3.0, 4.0, 5.0])) == 3
+
+
+class Heads(torch.nn.Module):
+    """A head of four outputs for task 0, and one of two for task 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = torch.nn.ModuleList([torch.nn.Linear(1, 4), torch.nn.Linear(1, 2)])
+
+    def forward(self, x: torch.Tensor, task_labels: int) -> torch.Tensor:
+        return self.heads[task_labels](x)
+
+
+def test_classes_that_a_head_does_not_have_have_no_probability() -> None:
+    torch.manual_seed(0)
+    model, batch = Heads(), {**points([1.0, 2.0, 3.0, 4.0, 5.0]), "t": torch.tensor([1, 0, 0, 1, 1])}
+    expected = [model(batch["x"][i : i + 1], int(batch["t"][i])).softmax(1)[0] for i in range(5)]
+    logits = pool_of(batch, torch.ones(5), 0, Probe(model)).tensor("logits")
+    for row, p in zip(logits.softmax(1), expected, strict=True):
+        torch.testing.assert_close(row[: len(p)], p.detach())
+        assert not row[len(p) :].any()
+    for policy in (policies.Entropy, policies.Margin, policies.EL2N, policies.BADGE):
+        assert Buffer(3, policy()).add(batch, Probe(model)) == 3
 
 
 @pytest.mark.parametrize(
