@@ -112,15 +112,16 @@ class Store:
     def host(self, name: str) -> NDArray[Any]:
         """A whole column, or the notes of this name, as a NumPy array [capacity, ...].
 
-        A view on the CPU, a copy elsewhere; notes are a view always. Rows of empty slots hold leftovers: index
-        it with `filled`.
+        A view on the CPU, a copy elsewhere; notes are a view always. A dtype that NumPy lacks (bfloat16, 8-bit
+        floats) is copied to float32. Rows of empty slots hold leftovers: index it with `filled`.
         """
         if name in self.notes and name not in self.columns:
             return self.notes[name][0]
-        column = self.columns[self._known(name)]
-        if isinstance(column, HostColumn):
-            return column.tensor.numpy()
-        array: NDArray[Any] = column.tensor.cpu().numpy()
+        held = self.columns[self._known(name)].tensor.cpu()
+        try:
+            array: NDArray[Any] = held.numpy()
+        except TypeError:
+            array = held.float().numpy()
         return array
 
     def note(self, name: str, start: float) -> NDArray[np.float64]:

@@ -156,6 +156,13 @@ def test_host_is_a_view_on_the_cpu() -> None:
         store.host("b")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_host_gives_numbers_that_numpy_lacks_as_float32(dtype: torch.dtype, device: str) -> None:
+    store, rows = Store(3, device), torch.tensor([0.5, -2.0, 1.25]).to(dtype)
+    store.write(slots(2, 0, 1), {"loss": rows.to(device)})
+    assert store.host("loss").dtype == np.float32 and store.host("loss").tolist() == [-2.0, 1.25, 0.5]
+
+
 # -- columns that come late, or grow --------------------------------------------------------------
 
 

@@ -256,6 +256,20 @@ def test_the_loss_column_is_the_last_known_loss_of_the_row(seed: int, sizes: lis
         assert memory["loss"].tolist() == [book[row] for row in memory["id"].tolist()]
 
 
+@pytest.mark.parametrize("make", [LARS, LABRS, partial(ABS, 0.0)])
+def test_losses_in_half_precision_decide_like_the_same_numbers_in_double(make) -> None:
+    kept = []
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        memory = Buffer(5, make(), seed=0)
+        for first in (0, 20):
+            arriving = batch([(3 * i % 17) / 4 for i in range(20)], [i % 3 for i in range(20)], first=first)
+            memory.add({**arriving, "loss": arriving["loss"].to(dtype)})
+        memory.observe(np.arange(5), torch.arange(5.0))
+        memory.resize(3)
+        kept.append(memory["id"].tolist())
+    assert kept[0] == kept[1] == kept[2]
+
+
 # -- the contract -------------------------------------------------------------------------------------
 
 
