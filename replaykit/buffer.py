@@ -374,7 +374,8 @@ class Buffer:
                 # (`vdot`, unlike `dot`, does not warn of that.)
                 array = (value.detach() if value.requires_grad else value).numpy()
                 finite = math.isfinite(np.vdot(array, array))
-            if not finite and not bool(value.isfinite().all()):
+            # torch does not compute with every kind of 8-bit floats.
+            if not finite and not bool((value.float() if value.dtype.itemsize == 1 else value).isfinite().all()):
                 raise ValueError(f"column {name!r} holds NaN or infinity; nothing was stored")
 
     def _refuse(self) -> NoReturn:

@@ -136,6 +136,15 @@ def test_values_that_are_not_finite_are_refused(bad: float, dtype: torch.dtype, 
     assert same(buffer.state_dict(), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_numbers_of_8_bits_are_looked_at_too(dtype: torch.dtype) -> None:
+    buffer = Buffer(6, Reservoir())
+    assert buffer.add({"logits": torch.ones(2, 4).to(dtype)}) == 2
+    with pytest.raises(ValueError, match="column 'logits' holds NaN or infinity"):
+        buffer.add({"logits": torch.full((2, 4), math.nan).to(dtype)})
+    assert buffer.sample(2)["logits"].float().tolist() == [[1.0] * 4] * 2
+
+
 @pytest.mark.filterwarnings("error")
 def test_large_values_and_inputs_are_not_taken_for_infinity() -> None:
     buffer = Buffer(6, Reservoir())
