@@ -304,13 +304,19 @@ class Buffer:
         """Change the number of slots.
 
         Shrinking keeps the law of the policy. Growing cannot give back what was dropped, so it is refused
-        unless `grow` names a way that the policy offers.
+        unless `grow` names a way that the policy offers. After an error (no room, say) nothing has changed.
         """
         if self._torn:
             self._refuse()
         check_capacity(capacity)
-        keep = self.policy.resize(self.store, capacity, self.rng, grow)
-        self.store.rearrange(keep, capacity)
+        policy, rng = self.policy.state_dict(), self.rng.bit_generator.state
+        try:
+            keep = self.policy.resize(self.store, capacity, self.rng, grow)
+            self.store.rearrange(keep, capacity)
+        except BaseException:
+            self.policy.load_state_dict(policy)
+            self.rng.bit_generator.state = rng
+            raise
 
     def clear(self) -> None:
         """Forget all rows and all state of the policy; the generators go on."""
@@ -351,7 +357,7 @@ class Buffer:
         self.policy.load_state_dict(state["policy_state"])
         try:
             self.store.load_state_dict(state["store"])
-        except ValueError:
+        except BaseException:
             self.policy.load_state_dict(before)
             raise
         self.rng, self.draws, self._torn = rng, draws, False

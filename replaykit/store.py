@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -385,21 +386,22 @@ class Store:
         held = self.read(slots)
         widths = {name: width[slots] for name, width in self.widths.items()}
         notes = {name: (array[slots], start) for name, (array, start) in self.notes.items()}
-        columns, seen, own = self.columns, self.seen, self.own
-        self.capacity = capacity
-        self.clear()
-        self.seen, self.own = seen, own
-        for name, column in columns.items():
-            self.columns[name] = self._allocate(name, column.row, column.dtype)
-        for name, width in widths.items():
-            self.widths[name] = np.zeros(capacity, np.int32)
-            self.widths[name][new] = width
-        for name, (kept, start) in notes.items():
-            self.note(name, start)[new] = kept
-        where = self._address(new)
-        for name, new_column in self.columns.items():
-            new_column.write(where, held[name], None)
-        self._occupy(new)
+        with self._or_as_before():
+            columns, seen, own = self.columns, self.seen, self.own
+            self.capacity = capacity
+            self.clear()
+            self.seen, self.own = seen, own
+            for name, column in columns.items():
+                self.columns[name] = self._allocate(name, column.row, column.dtype)
+            for name, width in widths.items():
+                self.widths[name] = np.zeros(capacity, np.int32)
+                self.widths[name][new] = width
+            for name, (kept, start) in notes.items():
+                self.note(name, start)[new] = kept
+            where = self._address(new)
+            for name, new_column in self.columns.items():
+                new_column.write(where, held[name], None)
+            self._occupy(new)
 
     # -- saving -----------------------------------------------------------------------------------
 
@@ -421,22 +423,39 @@ class Store:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the saved table, or raise `ValueError` and stay what it was."""
+        """Become the saved table, or raise and stay what it was.
+
+        Raises:
+            ValueError, TypeError: a state of another capacity, a corrupt one, or column names that cannot be here.
+        """
         slots, columns, widths = _checked_state(state, self.capacity)
-        self.clear()
-        self.seen, self.own = int(state["seen"]), set(state["own"])
-        where = self._address(slots)
-        for name, rows in columns.items():
-            self.columns[name] = self._allocate(name, rows.shape[1:], rows.dtype)
-            self.columns[name].write(where, rows, None)
-        for name, width in widths.items():
-            self.widths[name] = np.zeros(self.capacity, np.int32)
-            self.widths[name][slots] = width.numpy()
-        for name, note in state.get("notes", {}).items():
-            self.note(name, note["start"])[slots] = note["values"].numpy()
-        self._occupy(slots)
+        for name in columns:
+            self._check_name(name)
+        with self._or_as_before():
+            self.clear()
+            self.seen, self.own = int(state["seen"]), set(state["own"])
+            where = self._address(slots)
+            for name, rows in columns.items():
+                self.columns[name] = self._allocate(name, rows.shape[1:], rows.dtype)
+                self.columns[name].write(where, rows, None)
+            for name, width in widths.items():
+                self.widths[name] = np.zeros(self.capacity, np.int32)
+                self.widths[name][slots] = width.numpy()
+            for name, note in state.get("notes", {}).items():
+                self.note(name, note["start"])[slots] = note["values"].numpy()
+            self._occupy(slots)
 
     # -- inside -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _or_as_before(self) -> Iterator[None]:
+        """Build another table in place of this one, which stays if that fails: `clear` makes everything anew."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            raise
 
     def _address(self, slots: IntArray) -> Any:
         """Slots in the form that this store's columns index with."""

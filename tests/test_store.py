@@ -528,3 +528,17 @@ def test_corrupt_states_leave_the_table_as_it_was(spoil: dict[str, object], mess
     with pytest.raises(ValueError, match="not the state of a store: a list"):
         store.load_state_dict([state])  # type: ignore[arg-type]
     assert same(store.state_dict(), before)
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "y_width", 3])
+def test_a_saved_column_with_a_name_that_none_can_have_is_refused(name: object, tmp_path: Path) -> None:
+    """A state is not trusted: a name must not lead out of the folder."""
+    state = ragged().state_dict()
+    state["columns"][name] = torch.zeros(4)
+    store = Store(5, folder=tmp_path / "columns")
+    store.write(slots(1), {"b": torch.ones(1)})
+    before = store.state_dict()
+    with pytest.raises((ValueError, TypeError), match="rename it|column names are strings"):
+        store.load_state_dict(state)
+    assert same(store.state_dict(), before)
+    assert [path.name for path in tmp_path.rglob("*")] == ["columns", "b.npy"]
