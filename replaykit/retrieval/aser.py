@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from replaykit.plan import labels
-from replaykit.retrieval.base import GuidedRetrieval
+from replaykit.retrieval.base import GuidedRetrieval, groups_of
 from replaykit.retrieval.shapley import knn_shapley, ranked
 from replaykit.retrieval.uniform import Uniform
 from replaykit.store import Batch, IntArray, Store
@@ -68,7 +68,7 @@ class ASER(GuidedRetrieval):
         if store.seen == len(store):
             return _UNIFORM.rows(store, n, rng)
         arrived, arrived_y = probe.features(arrivals), labels(arrivals)
-        y: IntArray = store.host("y")[store.filled].astype(np.int64)
+        y = groups_of(store, "y").astype(np.int64)
         share = rows_of(self.per_class, len(np.unique(y)))
         candidates = min(len(store), max(n, share))
         drawn = balanced(y, candidates if self.mode == "negative" else candidates + share, rng)

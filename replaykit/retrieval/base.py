@@ -46,3 +46,18 @@ class GuidedRetrieval:
             probe: the model, at the weights before the step.
         """
         raise NotImplementedError
+
+
+def groups_of(store: Store, column: str) -> IntArray:
+    """The class, task or source of every stored row [len(store)], in the order of `store.filled`.
+
+    Raises:
+        ValueError: a column with several numbers a row, such as a matrix of labels.
+    """
+    groups: IntArray = store.host(column)[store.filled]
+    if groups.ndim != 1:
+        raise ValueError(
+            f"column {column!r} holds rows of shape {list(groups.shape[1:])}, this retrieval needs one integer a "
+            "row; name a column that has it, or choose another retrieval"
+        )
+    return groups

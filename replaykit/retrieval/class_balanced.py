@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from replaykit.draws import weighted
+from replaykit.retrieval.base import groups_of
 from replaykit.store import IntArray, Store
 
 
@@ -27,5 +28,5 @@ class ClassBalanced:
 
     def rows(self, store: Store, n: int, rng: np.random.Generator) -> IntArray:
         slots = store.filled
-        _, group, count = np.unique(store.host(self.column)[slots], return_inverse=True, return_counts=True)
+        _, group, count = np.unique(groups_of(store, self.column), return_inverse=True, return_counts=True)
         return slots[weighted(1.0 / count[group], n, rng, self.replace)]

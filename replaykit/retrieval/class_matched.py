@@ -21,7 +21,7 @@ import numpy as np
 
 from replaykit.draws import distinct
 from replaykit.plan import labels
-from replaykit.retrieval.base import GuidedRetrieval
+from replaykit.retrieval.base import GuidedRetrieval, groups_of
 from replaykit.shares import largest_remainders
 from replaykit.store import Batch, IntArray, Store
 
@@ -47,7 +47,7 @@ class ClassMatched(GuidedRetrieval):
         slots = store.filled
         if n >= len(slots):
             return np.array(slots)
-        held = store.host(self.column)[slots]
+        held = groups_of(store, self.column)
         parts = []
         for label, share in zip(classes.tolist(), largest_remainders(came, n).tolist(), strict=True):
             of_class = np.flatnonzero(held == label)

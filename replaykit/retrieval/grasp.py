@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from replaykit.draws import distinct
-from replaykit.retrieval.base import GuidedRetrieval
+from replaykit.retrieval.base import GuidedRetrieval, groups_of
 from replaykit.store import Batch, IntArray, Store
 
 if TYPE_CHECKING:
@@ -56,12 +56,13 @@ class GRASP(GuidedRetrieval):
 
     def rows(self, store: Store, n: int, rng: np.random.Generator, arrivals: Batch, probe: Probe) -> IntArray:
         distance, cycle = store.note(_DISTANCE, _NEVER), store.note(_CYCLE, _NEVER)
-        filled: IntArray = store.filled
+        filled, y = store.filled, groups_of(store, self.column)
         began = cycle[filled].max()
         if began < 0 or store.seen - began >= (self.every or store.capacity):
             distance[filled], cycle[filled] = self._measured(store, probe), store.seen
-        slots = filled[cycle[filled] >= 0]
-        drawn = self._turns(slots, store.host(self.column)[slots], distance, min(n, len(slots)), rng)
+        measured = cycle[filled] >= 0
+        slots = filled[measured]
+        drawn = self._turns(slots, y[measured], distance, min(n, len(slots)), rng)
         rest = np.setdiff1d(filled, slots)
         missing = min(n - len(drawn), len(rest))
         return np.concatenate((drawn, rest[distinct(len(rest), missing, rng)])) if missing else drawn
@@ -91,7 +92,7 @@ class GRASP(GuidedRetrieval):
         features = probe.features(store.read(store.filled, [n for n in ("x", "t") if n in store.columns])).double()
         if not bool(features.isfinite().all()):
             raise ValueError("features of stored rows are NaN or infinite: look at the learning rate")
-        _, group = np.unique(store.host(self.column)[store.filled], return_inverse=True)
+        _, group = np.unique(groups_of(store, self.column), return_inverse=True)
         which = torch.from_numpy(group).to(features.device)
         means = features.new_zeros(int(group.max()) + 1, features.shape[1]).index_add_(0, which, features)
         cosines = (_directions(features) * _directions(means)[which]).sum(1)

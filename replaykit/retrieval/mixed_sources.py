@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from replaykit.draws import distinct
+from replaykit.retrieval.base import groups_of
 from replaykit.shares import largest_remainders, systematic
 from replaykit.store import IntArray, Store
 
@@ -55,7 +56,8 @@ class MixedSources:
 
     def rows(self, store: Store, n: int, rng: np.random.Generator) -> IntArray:
         slots = store.filled
-        sources, where, stored = np.unique(store.host(self.column)[slots], return_inverse=True, return_counts=True)
+        of_row = groups_of(store, self.column)
+        sources, where, stored = np.unique(of_row, return_inverse=True, return_counts=True)
         ratios = self.ratios or dict.fromkeys(sources.tolist(), 1.0)
         share = np.array([ratios.get(source, 0.0) for source in sources.tolist()])
         if not share.any():

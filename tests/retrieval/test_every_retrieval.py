@@ -15,7 +15,7 @@ from reference.laws import RARE
 from scipy import stats
 
 from replaykit import Batch, Buffer, retrieval
-from replaykit.policies import LABRS, Reservoir
+from replaykit.policies import LABRS, PartitioningReservoir, Reservoir
 from replaykit.probe import Probe
 from replaykit.testing import reloaded, same
 
@@ -62,6 +62,18 @@ def test_rows_of_a_draw_are_distinct_filled_and_as_many_as_asked_for(name: str) 
     for turn, n in enumerate((1, 2, 9, 26, 27, 28, 500)):
         slots = draw(buffer, n, turn).tolist()
         assert len(slots) == len(set(slots)) == min(n, 27) and not gone & set(slots) and max(slots) < 30
+
+
+@pytest.mark.parametrize("name", ["ASER", "ClassBalanced", "ClassMatched", "GRASP", "MixedSources"])
+def test_groups_must_be_one_number_a_row(name: str) -> None:
+    """A matrix of labels, which `PartitioningReservoir` takes, is no grouping of rows."""
+    buffer = Buffer(8, PartitioningReservoir(), MAKES[name](), seed=0)
+    labels = torch.eye(4, dtype=torch.int64)[torch.arange(30) % 4]
+    buffer.add({**rows(30), "y": labels})
+    with pytest.raises(
+        ValueError, match=r"column 'y' holds rows of shape \[4\].* one integer a row; name a column"
+    ):
+        draw(buffer, 4)
 
 
 @pytest.mark.parametrize("name", MAKES)
