@@ -42,7 +42,7 @@ class LeastReplayed:
         slots = store.filled
         if n >= len(slots):
             return np.array(slots)
-        count: NDArray[np.float64] = store.host(REPLAYED)[slots].astype(np.float64)
+        count: NDArray[np.float64] = store.note(REPLAYED, 0.0)[slots]
         # Gumbel noise on log weights: successive sampling, and no weight is too small for a logarithm.
         noise = rng.gumbel(size=len(slots))
         keys = noise + self._log_utility(store)

@@ -111,6 +111,12 @@ def test_draws_are_counted_whatever_drew_them() -> None:
     assert buffer["replayed"].sum() == 57  # a row that comes twice in a draw counts twice
 
 
+def test_a_column_of_the_batch_is_not_taken_for_the_counts() -> None:
+    buffer = Buffer(4, Reservoir(), LeastReplayed(decay=0.0), seed=0)
+    buffer.add({"id": torch.arange(4), "replayed": torch.tensor([9, 9, 9, 0])})
+    assert sorted(buffer.sample(1)["id"].item() for _ in range(4)) == [0, 1, 2, 3]
+
+
 def test_nothing_is_counted_unless_somebody_looks() -> None:
     buffer = Buffer(4, Reservoir())
     buffer.add({"id": torch.arange(4)})
