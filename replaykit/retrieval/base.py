@@ -52,12 +52,19 @@ def groups_of(store: Store, column: str) -> IntArray:
     """The class, task or source of every stored row [len(store)], in the order of `store.filled`.
 
     Raises:
-        ValueError: a column with several numbers a row, such as a matrix of labels.
+        ValueError: a column with several numbers a row, such as a matrix of labels, or one that came late, when
+            there are still rows without it.
     """
     groups: IntArray = store.host(column)[store.filled]
     if groups.ndim != 1:
         raise ValueError(
             f"column {column!r} holds rows of shape {list(groups.shape[1:])}, this retrieval needs one integer a "
             "row; name a column that has it, or choose another retrieval"
+        )
+    without = int((store.widths[column][store.filled] == 0).sum()) if column in store.widths else 0
+    if without:
+        raise ValueError(
+            f"column {column!r} came late: {without} of {len(store)} stored rows have none; add batches that have "
+            "it from the beginning, or choose another retrieval"
         )
     return groups

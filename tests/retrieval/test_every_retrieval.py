@@ -76,6 +76,18 @@ def test_groups_must_be_one_number_a_row(name: str) -> None:
         draw(buffer, 4)
 
 
+@pytest.mark.parametrize("name", ["ASER", "ClassBalanced", "ClassMatched", "GRASP", "MixedSources"])
+def test_rows_from_before_a_late_column_are_not_taken_for_group_0(name: str) -> None:
+    buffer = Buffer(8, Reservoir(), MAKES[name](), seed=0)
+    buffer.add({key: column for key, column in rows(5).items() if key != "y"})
+    buffer.add(rows(2, 5))
+    buffer.store.seen += 50  # as if rows had been dropped
+    with pytest.raises(ValueError, match="column 'y' came late: 5 of 7 stored rows have none; add batches"):
+        draw(buffer, 4)
+    buffer.store.release(np.arange(5))
+    assert sorted(draw(buffer, 2).tolist()) == [5, 6]
+
+
 @pytest.mark.parametrize("name", MAKES)
 def test_the_memory_and_global_generators_stay(name: str) -> None:
     buffer = Buffer(20, Reservoir(), MAKES[name](), seed=0)
