@@ -49,7 +49,8 @@ def check_policy(
         make_policy: gives a new policy: a class, or ``lambda: f`` for a policy that is a function f.
         make_stream: gives a stream of n rows as one batch, with an integer column ``id`` that numbers them from
             0; by default `example_stream`, which has all reserved names but ``features``.
-        capacity: slots of the memories, at least 4.
+        capacity: slots of the memories, at least 4; they shrink to half of it, so choose at least two for each
+            class where the policy gives every class a slot.
         rows: length of the stream; choose it several times the capacity.
         cut_invariant: also promise the same memory however the stream is cut into batches.
         make_probe: gives the probe of a model, by default ``Probe(model, prepare=Tensor.float)`` for policies
@@ -486,6 +487,8 @@ def _bad_batches(trial: Trial, stored: int) -> Iterator[tuple[str, Batch]]:
         yield f"fewer rows in column {name!r}", {**good, name: column[:3]}
     for name in trial.columns():
         yield f"column {name!r} missing", {key: good[key] for key in good if key != name}
+        if not good[name].dtype.is_signed:
+            continue  # holds nothing that could be wrong by itself
         spoilt = good[name].clone()
         spoilt.reshape(-1)[-1] = float("nan") if spoilt.is_floating_point() else -1
         yield f"{spoilt.reshape(-1)[-1].item()} in column {name!r}", {**good, name: spoilt}

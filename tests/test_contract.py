@@ -432,6 +432,15 @@ def test_a_stream_of_ones_own() -> None:
     check_policy(Reservoir, make_stream=vectors, capacity=5, rows=60, cut_invariant=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16], ids=str)
+def test_labels_may_be_of_a_kind_that_has_no_negative_numbers(dtype: torch.dtype) -> None:
+    def small_labels(n: int) -> Batch:
+        stream = example_stream(n)
+        return {**stream, "y": stream["y"].to(dtype)}
+
+    check_policy(ClassBalancedReservoir, make_stream=small_labels, cut_invariant=True)
+
+
 def test_the_example_has_what_it_says() -> None:
     stream = example_stream(90)
     assert stream["t"].unique_consecutive().tolist() == [0, 1, 2]
