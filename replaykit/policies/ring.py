@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from replaykit.plan import Plan, Policy, check_book, labels
+from replaykit.plan import Plan, Policy, check_book, check_growth, labels
 from replaykit.policies.growing_rings import GrowingRings, quota_of
 from replaykit.store import Batch, IntArray, Store
 
@@ -87,13 +87,7 @@ class RingBuffer(Policy):
         return self._rings.plan(groups, store)
 
     def resize(self, store: Store, capacity: int, rng: np.random.Generator, grow: str = "forbid") -> IntArray:
-        if grow not in ("forbid", "naive"):
-            raise ValueError(f"grow is 'forbid' or 'naive' here, got {grow!r}")
-        if capacity > store.capacity and grow == "forbid":
-            raise ValueError(
-                f"growing from {store.capacity} to {capacity} slots cannot bring back the rows that were dropped; "
-                "pass grow='naive' to let the rings fill up, or build a new memory"
-            )
+        check_growth(store, capacity, grow)
         return self._rings.resize(store.capacity, capacity)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -228,6 +229,19 @@ def test_arguments_that_make_no_sense() -> None:
         RingBuffer(compat="gem")
     with pytest.raises(ValueError, match="got 'agem'"):
         RingBuffer(compat="agem")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", [RingBuffer, partial(RingBuffer, 2), partial(RingBuffer, lazy=True)])
+def test_growing_is_exact_as_long_as_nothing_was_dropped(policy) -> None:
+    y = torch.arange(40) % 2
+    grown, plain = Buffer(4, policy()), Buffer(8, policy())
+    grown.resize(6)
+    grown.add({"y": y[:3], "id": torch.arange(3)})
+    grown.resize(8)
+    plain.add({"y": y[:3], "id": torch.arange(3)})
+    for memory in (grown, plain):
+        memory.add({"y": y[3:], "id": torch.arange(3, 40)})
+    assert sorted(grown["id"].tolist()) == sorted(plain["id"].tolist()) == list(range(32, 40))
 
 
 def test_growing_is_refused_unless_named() -> None:
