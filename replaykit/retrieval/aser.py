@@ -110,14 +110,14 @@ def rows_of(per_class: float, classes: int) -> int:
 
 
 def balanced(y: IntArray, k: int, rng: np.random.Generator) -> IntArray:
-    """Positions of `k` distinct rows with labels y >= 0 [n], or all, spread evenly over the classes: O(n log n).
+    """Positions of `k` distinct rows with labels y [n], or all, spread evenly over the classes: O(n log n).
 
     The classes take turns, in random order each time, as long as they have rows, so that every part of the result
     is as even as the rest allows.
     """
     order = rng.permutation(len(y))
     order = order[np.argsort(y[order], kind="stable")]  # class by class, and at random within a class
-    start = np.flatnonzero(np.diff(y[order], prepend=-1))
+    start = np.flatnonzero(np.diff(y[order], prepend=y.min() - 1))
     turn = np.arange(len(y)) - np.repeat(start, np.diff(start, append=len(y))) + rng.random(len(y))
     if k < len(y):
         first = np.argpartition(turn, k)[:k]
