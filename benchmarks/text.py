@@ -42,7 +42,7 @@ def documentation(
         per_source: number of windows of each module, from its beginning; all without.
 
     Raises:
-        ValueError: a module without that many windows, or a number below 1.
+        ValueError: no such module, one without that many windows, or a number below 1.
     """
     if length < 1 or words < 2 or not sources:
         raise ValueError(f"expected length >= 1, words >= 2 and a source, got {length}, {words}, {list(sources)}")
@@ -102,8 +102,14 @@ def next_word(
 
 
 def _windows(source: str, length: int, limit: int | None) -> list[list[str]]:
-    module = importlib.import_module(f"sklearn.{source}")
-    texts = [inspect.getdoc(getattr(module, name, None)) or "" for name in sorted(module.__all__)]
+    try:
+        module = importlib.import_module(f"sklearn.{source}")
+        names = sorted(module.__all__)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(
+            f"{source!r} is no module of scikit-learn with public names ({error}); such are {list(SOURCES)}"
+        ) from error
+    texts = [inspect.getdoc(getattr(module, name, None)) or "" for name in names]
     found = re.findall("[a-z]+", " ".join(texts).lower())
     windows = [found[start : start + length] for start in range(0, len(found) - length + 1, length)]
     if len(windows) < max(5, limit or 1) or (limit is not None and limit < 2):

@@ -103,6 +103,7 @@ def test_next_word_is_the_word_after_the_window() -> None:
             r"sklearn.tree has 1 windows of 4000 words, asked for at least 5",
         ),
         ({"per_source": 1}, "per_source >= 2"),
+        ({"sources": ("forests",)}, r"'forests' is no module of scikit-learn.*such are \['cluster'"),
     ],
 )
 def test_text_that_is_not_there_is_told(options, message: str) -> None:
