@@ -142,6 +142,7 @@ class _TwoViews(Replay):
     second: Tensor = torch.zeros(0)
 
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self._probe(strategy)  # made while the views, which it shows rows in, are still there
         views, self.views = self.views, None  # the rows of both, raw
         try:
             super().before_training_iteration(strategy, *args, **kwargs)

@@ -7,7 +7,7 @@ from small_streams import CLASSES, DIM, minibatches, mlp, parameters, rows, temp
 from torch import nn
 from torch.nn import functional
 
-from replaykit import Buffer, metrics, policies
+from replaykit import Buffer, metrics, policies, retrieval
 from replaykit.augment import Views
 from replaykit.contrastive import supervised_contrastive
 from replaykit.strategies import SCR
@@ -146,3 +146,17 @@ def test_bad_settings_are_told() -> None:
         SCR(buffer=memory(), temperature=0, **template())
     with pytest.raises(ValueError, match="SCR compares all classes in one space; give a model that takes no task"):
         SCR(buffer=memory(), **template(MultiHeadClassifier(DIM, CLASSES)))
+
+
+def test_what_looks_at_the_model_is_shown_evaluation_views_in_every_task() -> None:
+    shown = []
+
+    class Watching(retrieval.MIR):
+        def rows(self, store, n, rng, arrivals, probe):
+            shown.append(probe.prepare)
+            return super().rows(store, n, rng, arrivals, probe)
+
+    views = Views(OTHER, PLAIN)
+    strategy = SCR(buffer=memory(), retrieval=Watching(lr=0.1), views=views, **template())
+    strategy.train(unlabelled(tasks=2).train_stream, eval_streams=[])
+    assert shown and set(shown) == {views.eval}
