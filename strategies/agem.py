@@ -139,7 +139,8 @@ def away_from(gradient: Tensor, reference: Tensor) -> Tensor | None:
 
     The nearest vector with a product >= 0 is gradient − (gradient · reference / reference · reference) reference.
     """
-    product = torch.dot(gradient, reference)
-    if not bool(product < 0):
+    if not bool(torch.dot(gradient, reference) < 0):
         return None
-    return reference * (-product / torch.dot(reference, reference))
+    # Of a memory that is learnt by heart, entries are so small that their squares would vanish.
+    direction = reference / reference.abs().max()
+    return direction * (-torch.dot(gradient, direction) / torch.dot(direction, direction))

@@ -33,6 +33,12 @@ def test_the_projection_by_hand() -> None:
     assert opposite is not None and opposite.tolist() == [-3.0, -4.0]
 
 
+@pytest.mark.parametrize("size", [1e-44, 1e-26, 1e26, 1e37])
+def test_only_the_direction_of_the_reference_counts(size: float) -> None:
+    change = away_from(torch.tensor([0.5, -0.25]), torch.tensor([-1.0, 1.0]) * size)
+    torch.testing.assert_close(change, torch.tensor([-0.375, 0.375]))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_the_projection_is_the_nearest_vector_that_is_allowed(seed: int) -> None:
     """min |v - g|² with <v, r> >= 0, by a general solver."""
