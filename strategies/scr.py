@@ -179,9 +179,7 @@ def _mlp(model: nn.Module, outputs: int, seed: int) -> nn.Module:
 
 
 def _join(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
-    """Optimise the parameters of a module, with the settings of the first group, unless that is done already."""
+    """Optimise the parameters of a module in the first group, unless that is done already."""
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    new = [parameter for parameter in module.parameters() if id(parameter) not in known]
-    if new:
-        settings = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
-        optimizer.add_param_group({**settings, "params": new})
+    # Not a group of its own: a scheduler that is there already knows the learning rates of its groups.
+    optimizer.param_groups[0]["params"] += [p for p in module.parameters() if id(p) not in known]

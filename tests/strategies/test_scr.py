@@ -134,7 +134,19 @@ def test_a_projection_joins_the_optimiser_once_with_its_settings() -> None:
     SCR(buffer=memory(), projection=projection, **{**template(model), "optimizer": optimizer})
     assert len(optimizer.param_groups) == 1
     SCR(buffer=memory(), projection=2, **{**template(model), "optimizer": optimizer})
-    assert [group["momentum"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert len(optimizer.param_groups) == 1 and len(optimizer.param_groups[0]["params"]) == 10
+
+
+def test_a_scheduler_moves_the_projection_like_the_model() -> None:
+    from avalanche.training.plugins import LRSchedulerPlugin
+
+    options = template(train_epochs=2)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(options["optimizer"], lambda epoch: 0.5**epoch)
+    plugin = LRSchedulerPlugin(scheduler, reset_lr=False, reset_scheduler=False)
+    strategy = SCR(buffer=memory(), projection=2, plugins=[plugin], **options)
+    strategy.train(unlabelled(tasks=1).train_stream, eval_streams=[])
+    held = {id(p): group["lr"] for group in options["optimizer"].param_groups for p in group["params"]}
+    assert {held[id(p)] for p in strategy.projection.parameters()} == {0.025}
 
 
 def test_bad_settings_are_told() -> None:
