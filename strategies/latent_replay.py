@@ -126,7 +126,8 @@ class LatentReplay(Template):
         if self.begun < 2 or self.front_rate in (0, 1):
             super().optimizer_step()
             return
-        parameters = [parameter for module in self.front() for parameter in module.parameters(recurse=False)]
+        # Once each: layers may share one.
+        parameters = dict.fromkeys(p for module in self.front() for p in module.parameters(recurse=False))
         before = [parameter.detach().clone() for parameter in parameters]
         super().optimizer_step()
         with torch.no_grad():
@@ -190,7 +191,8 @@ class _Latent(Replay):
             if kept.is_cpu and not bool(kept.isfinite().all()):
                 raise ValueError(f"activations do not fit into {self.dtype}; store them as float32 or bfloat16")
         self._arrivals = {**self._arrivals, "x": kept}
-        return latent if self._replayed is None else torch.cat((latent, self._replayed.to(latent.dtype)))
+        # A copy either way: what follows the cut may work in place, and the memory is not to see that.
+        return latent.clone() if self._replayed is None else torch.cat((latent, self._replayed.to(latent.dtype)))
 
 
 def modules_up_to(model: nn.Module, cut: str, *inputs: Tensor) -> list[nn.Module]:

@@ -262,3 +262,32 @@ def test_sub_experiences_belong_to_their_experience() -> None:
         strategy.train(experience, eval_streams=[])
         begun.append(strategy.begun)
     assert begun[4:] == [3, 4, 5, 6], "hidden boundaries: every sub-experience is a task"
+
+
+def test_layers_that_work_in_place_behind_the_cut_do_not_touch_what_is_stored() -> None:
+    front, back = nn.Linear(DIM, 8), nn.Sequential(nn.Hardswish(inplace=True), nn.Linear(8, CLASSES))
+    strategy = LatentReplay(
+        buffer=Buffer(80, policies.Reservoir(), seed=3), cut="0", **template(nn.Sequential(front, back), lr=0.0)
+    )
+    data = unlabelled(40)
+    strategy.train(data.train_stream, eval_streams=[], shuffle=False)
+    x = torch.cat([x for x, _ in minibatches(data, 5)])
+    torch.testing.assert_close(strategy.replay.buffer["x"], front(x).detach())
+
+
+def test_a_parameter_that_two_layers_of_the_front_share_takes_its_share_of_a_step_once() -> None:
+    def tied() -> nn.Module:
+        torch.manual_seed(0)
+        first, second = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+        second.weight = first.weight
+        return nn.Sequential(nn.Sequential(first, second), nn.Linear(DIM, CLASSES))
+
+    data, moved = unlabelled(10, tasks=1), []
+    for rate in (1.0, 0.5):
+        strategy = LatentReplay(
+            buffer=Buffer(4, policies.Reservoir()), cut="0", front_rate=rate, **template(tied(), train_mb_size=10)
+        )
+        strategy.load_state_dict({"begun": 2, "task": 0})
+        strategy.train(data.train_stream, eval_streams=[], shuffle=False)
+        moved.append(strategy.model[0][0].weight.detach() - tied()[0][0].weight.detach())
+    torch.testing.assert_close(moved[1], moved[0] / 2)
