@@ -105,7 +105,9 @@ class ERLwF(Template):
         return {"task": self.task, "seen": self.seen.clone(), "distillation": self.distillation.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state.keys() != {"task", "seen", "distillation"} or type(state["task"]) is not int:
+        task, seen = state.get("task"), state.get("seen")
+        whole = state.keys() == {"task", "seen", "distillation"}
+        if not whole or type(task) is not int or not isinstance(seen, Tensor):
             raise ValueError(f"not the state of ERLwF: it has {sorted(map(str, state))}")
         self.distillation.load_state_dict(state["distillation"], self.model)
-        self.task, self.seen = state["task"], state["seen"].clone()
+        self.task, self.seen = task, seen.clone()

@@ -132,7 +132,7 @@ class SCR(Template):
         if self.projection is not None:
             try:
                 self.projection.load_state_dict(state["projection"])
-            except RuntimeError as error:
+            except (RuntimeError, TypeError) as error:
                 raise ValueError(f"the saved projection does not fit: {error}") from error
 
 

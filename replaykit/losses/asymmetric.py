@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -60,8 +63,12 @@ class AsymmetricCrossEntropy:
     def state_dict(self) -> dict[str, Tensor]:
         return {"seen": self.seen.clone()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.seen = state["seen"].clone()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state, or raise `ValueError` and keep the present one."""
+        seen = state.get("seen")
+        if state.keys() != {"seen"} or not (isinstance(seen, Tensor) and seen.dtype == torch.bool):
+            raise ValueError(f"not the state of an asymmetric cross-entropy: it has {sorted(map(str, state))}")
+        self.seen = seen.clone()
 
 
 def _only(z: Tensor, mask: Tensor) -> Tensor:

@@ -85,3 +85,12 @@ def test_heads_may_grow(mode: str) -> None:
     strategy.train(unlabelled().train_stream, eval_streams=[])
     assert strategy.stream_loss.seen.tolist() == [True] * 4
     assert parameters(model).isfinite().all()
+
+
+@pytest.mark.parametrize("state", [{}, {"seen": 3}, {"seen": torch.zeros(4)}, {"task": 1}])
+def test_a_state_of_something_else_is_refused(state) -> None:
+    strategy = ERACE(buffer=memory(), **template())
+    strategy.train(unlabelled().train_stream[0], eval_streams=[])
+    with pytest.raises(ValueError, match="not the state of an asymmetric cross-entropy: it has"):
+        strategy.load_state_dict(state)
+    assert strategy.state_dict()["seen"].tolist() == [True, True, False, False]

@@ -84,6 +84,9 @@ def test_a_run_resumed_between_and_within_tasks_is_the_uninterrupted_one(cut: in
     assert torch.equal(second.seen, whole.seen)
     with pytest.raises(ValueError, match="not the state of ERLwF: it has .'seen'"):
         second.load_state_dict({"seen": torch.zeros(2)})
+    with pytest.raises(ValueError, match="not the state of ERLwF"):
+        second.load_state_dict({"task": 1, "seen": 3, "distillation": {}})
+    assert second.distillation.old is not None, "nothing has changed"
 
 
 def test_a_model_with_task_labels_is_refused() -> None:

@@ -126,6 +126,8 @@ def test_a_number_makes_an_mlp_that_is_trained_and_saved() -> None:
         again.load_state_dict({})
     with pytest.raises(ValueError, match="the saved projection does not fit"):
         SCR(buffer=memory(), projection=4, **template()).load_state_dict(strategy.state_dict())
+    with pytest.raises(ValueError, match="the saved projection does not fit"):
+        again.load_state_dict({"projection": 3})
 
 
 def test_a_projection_joins_the_optimiser_once_with_its_settings() -> None:
