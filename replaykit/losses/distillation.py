@@ -67,13 +67,27 @@ class Distillation:
         """T² · KL of the outputs z [n, c] to those of the old network for the rows of a batch."""
         assert self.old is not None
         with torch.no_grad():
-            target = self.old(batch["x"], batch["t"]) if task_aware else self.old(batch["x"])
+            target = self._old_outputs(batch) if task_aware else self.old(batch["x"])
         given = z[:, : target.shape[1]]
         if self.classes is not None:
             kept = torch.nonzero(self.classes[: target.shape[1]].to(z.device)).flatten()
             given, target = given.index_select(1, kept), target.index_select(1, kept)
         old, new = (functional.log_softmax(logits.float() / self.temperature, 1) for logits in (target, given))
         return self.temperature**2 * functional.kl_div(new, old, reduction="batchmean", log_target=True)
+
+    def _old_outputs(self, batch: Batch) -> Tensor:
+        """Outputs of an old network that takes task labels."""
+        assert self.old is not None
+        try:
+            target: Tensor = self.old(batch["x"], batch["t"])
+        except KeyError as error:
+            tasks = sorted(set(batch["t"].tolist()))
+            raise ValueError(
+                f"rows of the tasks {tasks} are to be distilled, but the old network has "
+                f"no head for one of them ({error}); offer the memory past tasks alone, by update='experience', "
+                "and call remember between the tasks"
+            ) from error
+        return target
 
     def state_dict(self) -> dict[str, Any]:
         """The copy's parameters and buffers, and the classes; empty before the first task is over."""
@@ -83,7 +97,7 @@ class Distillation:
         return state if self.classes is None else {**state, "classes": self.classes.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
-        """Take over a saved state; `model` is of the copy's architecture.
+        """Take over a saved state; `model` is of the copy's architecture, but for outputs that it grew since.
 
         Raises:
             ValueError: not such a state, or a copy of another architecture. Nothing has changed then.
@@ -95,7 +109,18 @@ class Distillation:
             raise ValueError(f"not the state of a distillation: it has {sorted(map(str, state))}")
         old = copy.deepcopy(model).requires_grad_(False).eval()
         try:
+            _narrow(old, state["old"])
             old.load_state_dict(state["old"])
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"the saved old network does not fit {type(model).__name__}: {error}") from error
         self.old, self.classes = old, state["classes"].clone() if "classes" in state else None
+
+
+def _narrow(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Cut tensors of a model that have more rows than the saved ones: those of outputs that came later."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        held = saved.get(name)
+        if not isinstance(held, Tensor) or held.ndim == 0:
+            continue
+        if held.shape[1:] == tensor.shape[1:] and len(held) < len(tensor):
+            tensor.data = tensor.data[: len(held)].clone()

@@ -126,3 +126,27 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     assert loss.old is kept
     with pytest.raises(ValueError, match="temperature is a positive number"):
         Distillation(temperature=0)
+
+
+def test_a_copy_from_before_the_head_grew_comes_back() -> None:
+    loss, rows = Distillation(), batch()
+    loss.remember(model(3))
+    copy = Distillation()
+    copy.load_state_dict(loss.state_dict(), model(5, seed=1))
+    assert copy(model(5), lambda: rows) == loss(model(5), lambda: rows) > 0
+
+
+def test_rows_of_a_task_that_the_old_network_has_no_head_for_are_told() -> None:
+    class Heads(nn.Module):
+        def __init__(self, tasks: int) -> None:
+            super().__init__()
+            self.heads = nn.ModuleDict({str(task): nn.Linear(5, 2) for task in range(tasks)})
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return torch.stack([self.heads[str(int(task))](row) for row, task in zip(x, t, strict=True)])
+
+    loss = Distillation()
+    loss.remember(Heads(1))
+    rows = {**batch(), "t": torch.tensor([0, 1] * 3)}
+    with pytest.raises(ValueError, match=r"tasks \[0, 1\] .* no head for one of them .*update='experience'"):
+        loss(TaskAware(Heads(2)), lambda: rows)

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from avalanche.benchmarks import split_online_stream
-from small_streams import classic, minibatches, mlp, parameters, template, unlabelled
+from avalanche.models import IncrementalClassifier
+from small_streams import DIM, classic, minibatches, mlp, parameters, template, unlabelled
+from torch import nn
 from torch.nn import functional
 
 from replaykit import Buffer, policies
@@ -104,3 +106,23 @@ def test_sub_experiences_belong_to_their_experience() -> None:
         strategy.train(experience, eval_streams=[])
         olds.append(strategy.distillation.old)
     assert olds[0] is olds[1] is None and olds[2] is olds[3] is not None
+
+
+def test_a_run_whose_head_has_grown_is_resumed() -> None:
+    def growing() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(DIM, 8), nn.ReLU(), IncrementalClassifier(8, 2))
+
+    data = unlabelled().train_stream
+    parts = list(split_online_stream(data, experience_size=10, access_task_boundaries=True))
+    whole = ERLwF(buffer=memory(), **template(growing()))
+    torch.manual_seed(1)
+    whole.train(parts, eval_streams=[], shuffle=False)
+    first = ERLwF(buffer=memory(), **template(growing()))
+    torch.manual_seed(1)
+    first.train(parts[:6], eval_streams=[], shuffle=False)
+    second = ERLwF(buffer=memory(), **template(copy.deepcopy(first.model)))
+    second.replay.buffer.load_state_dict(first.replay.buffer.state_dict())
+    second.load_state_dict(first.state_dict())
+    second.train(parts[6:], eval_streams=[], shuffle=False)
+    assert torch.equal(parameters(second.model), parameters(whole.model))
