@@ -9,6 +9,7 @@ from replaykit.avalanche.fit import check_loss
 from replaykit.avalanche.replay import Replay
 from replaykit.buffer import Buffer
 from replaykit.losses import ReplayLoss, columns_of
+from replaykit.store import LOSS
 
 
 class PooledReplay(Replay):
@@ -19,13 +20,17 @@ class PooledReplay(Replay):
 
     Args:
         buffer: the memory.
-        pool: a buffer for the candidates, with any policy and bytes of its own.
+        pool: a buffer for the candidates, with bytes of its own and any policy that takes rows batch by batch.
+            What the policy writes beside them (keys, scores) stays in the pool.
         last_epoch: whether the pool begins anew with every epoch, so that it holds rows of the last one.
         loss, store_logits: see `Replay`.
         replay: the other arguments of `Replay`; there is no `update` and no `chunk` to choose.
 
     Attributes:
         batches: of the stream in this experience so far; 0 when a new one begins.
+
+    Raises:
+        ValueError: a pool whose policy takes every add as a task.
     """
 
     def __init__(
@@ -38,12 +43,19 @@ class PooledReplay(Replay):
         store_logits: bool = False,
         **replay: Any,
     ) -> None:
+        if pool.policy.per_task:
+            raise ValueError(
+                f"a pool takes the rows of a task batch by batch, {type(pool.policy).__name__} every add as a "
+                "whole task; use another policy for the candidates"
+            )
         super().__init__(buffer, update="experience", **replay)
         self.pool, self.last_epoch, self.batches = pool, last_epoch, 0
         check_loss(buffer, loss, self.retrieval or buffer.retrieval)
         # Set here, since whole data sets, which `update="experience"` stands for, have no logits.
         self.loss, self.columns = loss, None if loss is None else columns_of(loss)
         self.store_logits = store_logits or "logits" in (self.columns or ())
+        self.store_loss = LOSS in pool.policy.columns
+        self._needs_probe |= bool(pool.policy.needs)
 
     def state_dict(self) -> dict[str, Any]:
         return {"pool": self.pool.state_dict(), "batches": self.batches}
@@ -67,13 +79,15 @@ class PooledReplay(Replay):
         # The epoch is told by the count: a resumed run begins within one.
         if self.last_epoch and self.batches % len(strategy.dataloader) == 0:
             self.pool.clear()
-        self.pool.add(self._arrivals)
+        self.pool.add(self._arrivals, self._probe(strategy) if self.pool.policy.needs else None)
         self.batches += 1
         self._arrivals = {}
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Offer the pool to the memory, in the order of its slots."""
         if len(self.pool):
-            self.buffer.add(self.pool.read(self.pool.store.filled), self._probe(strategy))
+            store = self.pool.store
+            offered = self.pool.read(store.filled, [name for name in store.columns if name not in store.own])
+            self.buffer.add(offered, self._probe(strategy))
         self.pool.clear()
         self._probed, self.batches = None, 0

@@ -168,9 +168,23 @@ def test_candidates_are_part_of_the_state() -> None:
         second.load_state_dict({})
 
 
+@pytest.mark.parametrize("kind", [policies.RandomKeyReservoir, policies.LARS, policies.KMeans, policies.GSSGreedy])
+def test_candidates_are_kept_by_any_policy_and_come_without_what_it_wrote(kind: type) -> None:
+    pool = Buffer(8, kind(), seed=1)
+    buffer = memory(policies.RandomKeyReservoir())
+    strategy = Rehearsal(buffer=buffer, candidates=pool, loss=DERppLoss(0.4, 0.6), **template())
+    strategy.train(unlabelled(40).train_stream, eval_streams=[])
+    assert buffer.seen == 16
+    assert set(buffer.store.columns) - {"loss"} == {"x", "y", "logits", "key"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"candidates": memory(policies.XDERMemory())},
+            "a pool takes .* batch by batch, XDERMemory every add as a",
+        ),
         (
             {"buffer": memory(policies.OCS()), "loss": MSELogits(1.0)},
             "logits belong to a training step.* use update='iteration', and another policy than OCS",
