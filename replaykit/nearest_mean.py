@@ -64,4 +64,5 @@ class NearestMean(nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         z = self.features(x).flatten(1)
+        z = z.float() if z.element_size() < 4 else z  # sums of many rows do not fit into half precision
         return functional.normalize(z, dim=1) if self.normalise else z

@@ -119,3 +119,12 @@ def test_finding_the_last_layer_leaves_no_trace() -> None:
     assert last_layer(model, data()[0]) is model[4]
     assert int(model[1].num_batches_tracked) == count and torch.equal(torch.get_rng_state(), state)
     assert model.training and model[3].training
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_of_many_rows_in_half_precision_are_those_of_single_precision(dtype: torch.dtype) -> None:
+    x = (torch.randn(6000, DIM, generator=torch.Generator().manual_seed(0)) + 2).to(dtype)
+    y = torch.zeros(6000, dtype=torch.int64)
+    half, single = (NearestMean(nn.Identity(), normalise=False).fit(rows, y) for rows in (x, x.float()))
+    torch.testing.assert_close(half.means, single.means)
+    torch.testing.assert_close(half(x[:9]), single(x[:9].float()))
