@@ -173,9 +173,10 @@ def _mlp(model: nn.Module, outputs: int, seed: int) -> nn.Module:
         width = linear[-1].in_features
     if outputs < 1:
         raise ValueError(f"projection is a module or a number of outputs >= 1, got {outputs}")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
+        return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)).to(dtype)
 
 
 def _join(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:

@@ -174,3 +174,8 @@ def test_what_looks_at_the_model_is_shown_evaluation_views_in_every_task() -> No
     strategy = SCR(buffer=memory(), retrieval=Watching(lr=0.1), views=views, **template())
     strategy.train(unlabelled(tasks=2).train_stream, eval_streams=[])
     assert shown and set(shown) == {views.eval}
+
+
+def test_the_mlp_has_the_dtype_of_the_model() -> None:
+    strategy = SCR(buffer=memory(), projection=3, **template(mlp().double()))
+    assert {p.dtype for p in strategy.projection.parameters()} == {torch.float64}
