@@ -123,11 +123,16 @@ class LatentReplay(Template):
         return outputs
 
     def optimizer_step(self) -> None:
-        if self.begun < 2 or self.front_rate in (0, 1):
+        if self.begun < 2 or self.front_rate == 1:
             super().optimizer_step()
             return
         # Once each: layers may share one.
         parameters = dict.fromkeys(p for module in self.front() for p in module.parameters(recurse=False))
+        if self.frozen:
+            for parameter in parameters:
+                parameter.grad = None  # a plugin's penalty may have left one, and momentum would go on with it
+            super().optimizer_step()
+            return
         before = [parameter.detach().clone() for parameter in parameters]
         super().optimizer_step()
         with torch.no_grad():

@@ -275,6 +275,19 @@ def test_layers_that_work_in_place_behind_the_cut_do_not_touch_what_is_stored() 
     torch.testing.assert_close(strategy.replay.buffer["x"], front(x).detach())
 
 
+def test_a_penalty_on_all_parameters_does_not_move_a_frozen_front() -> None:
+    from avalanche.training.plugins import EWCPlugin
+
+    options = template_of(deep(), momentum=0.9, plugins=[EWCPlugin(1.0)])
+    strategy = LatentReplay(buffer=memory(), cut="1", **options)
+    data = unlabelled(40)
+    strategy.train(data.train_stream[0], eval_streams=[])
+    front, back = (parameters(part).clone() for part in (strategy.model[:2], strategy.model[2:]))
+    strategy.train(data.train_stream[1], eval_streams=[])
+    assert torch.equal(parameters(strategy.model[:2]), front)
+    assert not torch.equal(parameters(strategy.model[2:]), back)
+
+
 def test_a_parameter_that_two_layers_of_the_front_share_takes_its_share_of_a_step_once() -> None:
     def tied() -> nn.Module:
         torch.manual_seed(0)
