@@ -28,7 +28,7 @@ def views(
     crop: int | None = None,
     flip: bool = False,
 ) -> Views:
-    """Views of images [n, c, h, w]: uint8 is divided by 255, floating images are taken as they are.
+    """Views of images [n, c, h, w] or rows [n, c]: uint8 is divided by 255, floating numbers stay as they are.
 
     Args:
         mean, std: of each channel, of values in [0, 1]; give both or none.
@@ -59,10 +59,10 @@ class _Scale:
     ) -> None:
         self.affine: tuple[Tensor, Tensor] | None = None
         if mean is not None and std is not None:
-            deviation = torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
+            deviation = torch.as_tensor(std, dtype=torch.float32).reshape(-1)
             if not bool((deviation > 0).all()):
                 raise ValueError(f"std must be above 0, got {std}")
-            self.affine = torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1), deviation
+            self.affine = torch.as_tensor(mean, dtype=torch.float32).reshape(-1), deviation
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype == torch.uint8:
@@ -70,7 +70,9 @@ class _Scale:
         if self.affine is not None:
             if self.affine[0].device != x.device:
                 self.affine = self.affine[0].to(x.device), self.affine[1].to(x.device)
-            x = (x - self.affine[0]).div_(self.affine[1])
+            # One value a channel: of an image over its pixels, of a table's row a column.
+            mean, std = (value.reshape(-1, *[1] * (x.ndim - 2)) for value in self.affine)
+            x = (x - mean).div_(std)
         return x
 
 

@@ -302,13 +302,14 @@ def make_views(config: Config, stream: Stream) -> Views:
     if len(data.shape) != 3:
         if config.augment:
             raise ValueError(f"--augment is for images; the rows of {stream.name} have shape {list(data.shape)}")
-        as_stored = _as_stored if data.are_ids else torch.Tensor.float
-        return Views(as_stored, as_stored)
-    size = min(data.shape[1:])
+        if data.are_ids:
+            if config.normalise:
+                raise ValueError(f"--normalise is for numbers; the rows of {stream.name} are token ids")
+            return Views(_as_stored, _as_stored)
     return views(
         mean=data.mean if config.normalise else None,
         std=data.std if config.normalise else None,
-        crop=max(1, size // 8) if config.augment else None,
+        crop=max(1, min(data.shape[1:]) // 8) if config.augment else None,
         flip=config.augment,
     )
 

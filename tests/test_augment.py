@@ -122,3 +122,14 @@ def test_wrong_settings_are_refused() -> None:
 def test_any_pair_of_functions_will_do() -> None:
     pair = Views(lambda x: x + 1, lambda x: x)
     assert pair.train(torch.zeros(1)) == 1 and pair.eval(torch.zeros(1)) == 0
+
+
+def test_rows_of_a_table_are_scaled_by_column():
+    rows = torch.arange(12, dtype=torch.float32).reshape(4, 3)
+    view = views(mean=[1.0, 2.0, 3.0], std=[2.0, 4.0, 8.0])
+    wanted = (rows - torch.tensor([1.0, 2.0, 3.0])) / torch.tensor([2.0, 4.0, 8.0])
+    torch.testing.assert_close(view.train(rows), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(
+        view.eval(rows.to(torch.uint8)),
+        (rows / 255 - torch.tensor([1.0, 2.0, 3.0])) / torch.tensor([2.0, 4.0, 8.0]),
+    )

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 CASES: list[dict[str, Any]] = [
     {"strategy": "er_aml", "policy": "reservoir"},
@@ -91,6 +93,7 @@ def test_resuming_anywhere_equals_not_stopping(
         ({"stream": "next_word", "per_class": 3}, "takes neither --class-order nor --per-class"),
         ({"model": "bag_of_words"}, "split_digits has no token ids: torch.uint8; use --model mlp"),
         ({"stream": "split_text", "augment": True}, "--augment is for images"),
+        ({"stream": "split_text", "normalise": True}, "--normalise is for numbers"),
     ],
 )
 def test_what_does_not_fit_is_told_before_training(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -115,3 +118,19 @@ def test_language_modelling_through_the_scripts(tmp_path: Path, monkeypatch: pyt
     run.run()
     assert run.buffer["x"].shape == (30, 8) and run.buffer["x"].is_floating_point() is False
     assert len(run.matrix()) == 6
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_rows_of_a_table_are_scaled_and_normalised_like_images(dtype: Any, tmp_path: Path) -> None:
+    from config import Config
+    from experiment import Experiment
+
+    rows, labels = np.random.default_rng(0).integers(0, 256, (40, 5)).astype(dtype), np.arange(40) % 2
+    np.savez(tmp_path / "mine.npz", x_train=rows, y_train=labels, x_test=rows, y_test=labels)
+    options: dict[str, Any] = {"stream": "split_npz", "data": str(tmp_path / "mine.npz"), "tasks": 1}
+    plain, scaled = (Experiment(Config(**options, normalise=chosen)) for chosen in (False, True))
+    given = plain.stream.data.x_train
+    unit = torch.from_numpy(rows / 255 if dtype == np.uint8 else rows)
+    torch.testing.assert_close(plain.views.train(given).double(), unit, rtol=1e-6, atol=0)
+    wanted = (unit - unit.mean(0)) / unit.std(0, unbiased=False)
+    torch.testing.assert_close(scaled.views.eval(given).double(), wanted, rtol=1e-5, atol=1e-5)
