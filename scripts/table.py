@@ -34,14 +34,21 @@ class Options:
 
 
 def main(options: Options) -> None:
+    if not options.results:
+        sys.exit("no results; give files runs/<name>/result.json")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for path in options.results:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            config = result["config"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            sys.exit(f"{path} is not the result of a run: {error}")
-        groups[_group(config)].append(result)
+            group = _group(result["config"])
+            if "average_accuracy" not in result:
+                raise ValueError("it has no accuracy")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            sys.exit(
+                f"{path} is not the result of a run ({type(error).__name__}: {error}); give files "
+                "runs/<name>/result.json"
+            )
+        groups[group].append(result)
     lines = [_line(group, results) for group, results in sorted(groups.items(), key=lambda item: str(item[0]))]
     if options.markdown:
         print(markdown(COLUMNS, lines), end="")

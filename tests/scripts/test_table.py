@@ -17,6 +17,10 @@ CONFIG = {
 }
 
 
+#: What scripts/compare.py writes beside its runs.
+NO_RUN = json.dumps({"config": CONFIG, "methods": []})
+
+
 def write(folder: Path, name: str, accuracy: float, seed: int, **config: Any) -> Path:
     path = folder / f"{name}.json"
     found = {"average_accuracy": accuracy, "forgetting": 0.25, "seconds": 10.0 + seed}
@@ -57,7 +61,7 @@ def test_the_same_seed_twice_is_refused(tmp_path):
         main(Options([write(tmp_path, "a", 0.8, 0), write(tmp_path, "b", 0.8, 0)]))
 
 
-@pytest.mark.parametrize("text", ["nonsense", "{}", "[]"])
+@pytest.mark.parametrize("text", ["nonsense", "{}", "[]", '{"config": 3}', '{"config": {}}', NO_RUN])
 def test_a_file_that_is_no_result_is_named(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
