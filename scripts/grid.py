@@ -26,7 +26,7 @@ _AXES = ("strategy", "policy", "retrieval", "loss")
 #: Names that are not worth a word in the name of a folder.
 _USUAL = {"retrieval": "uniform", "loss": "cross_entropy"}
 #: What the grid decides in every cell.
-DECIDED = {*_AXES, *(f"{axis}_options" for axis in _AXES), "seed", "name", "resume", "replace"}
+DECIDED = {*_AXES, *(f"{axis}_options" for axis in _AXES), "seed", "name", "out", "resume", "replace"}
 
 
 class Choice(NamedTuple):
@@ -41,7 +41,10 @@ class Choice(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Choice:
-        name, *words = shlex.split(text) or [""]
+        try:
+            name, *words = shlex.split(text) or [""]
+        except ValueError as error:
+            raise ValueError(f"{text!r} cannot be read: {error}; close or remove the quotation mark") from error
         first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
         if not name or name.startswith("-"):
             raise ValueError(f"a name was expected, then name=value settings and --options; got {text!r}")

@@ -205,6 +205,8 @@ def test_losses_are_an_axis_of_the_strategy_that_takes_any():
         ({"seeds": []}, "at least one strategy, policy, retrieval, loss and seed"),
         ({"policies": ["--beta 3"]}, "a name was expected"),
         ({"policies": [""]}, "a name was expected"),
+        ({"policies": ["ring 'compat"]}, "ring 'compat.* cannot be read: No closing quotation"),
+        ({"policies": ["ring --out elsewhere"]}, "--out in 'ring --out elsewhere'"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(change, message):
