@@ -67,7 +67,10 @@ def _arrays(path: Path) -> dict[str, Array]:
         raise FileNotFoundError(f"no file {path}; expected an .npz with the arrays {', '.join(KEYS)}")
     try:
         # Pickled objects are refused: reading data must not execute code.
-        with np.load(path, allow_pickle=False) as file:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it holds a single array, as numpy.save writes it")
+        with loaded as file:
             missing = [key for key in KEYS if key not in file]
             if missing:
                 raise ValueError(f"it lacks {missing}, it has {sorted(file)}")

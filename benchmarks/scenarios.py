@@ -60,7 +60,8 @@ def class_groups(classes: int, tasks: int | Groups, order: Order = None, seed: S
         raise ValueError(f"order must name each of the classes 0..{classes - 1} once, got {listed}")
     if tasks < 1 or classes % tasks:
         raise ValueError(
-            f"{classes} classes do not divide into {tasks} tasks; give the groups: tasks=[[0, 1, 2], ...]"
+            f"{classes} classes do not divide into {tasks} tasks; take a number that divides them, or in Python "
+            "give the groups: tasks=[[0, 1, 2], ...]"
         )
     size = classes // tasks
     return [listed[start : start + size] for start in range(0, classes, size)]

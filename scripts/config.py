@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -120,8 +121,13 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         for name in ("lr", "momentum", "alpha", "beta", "checkpoint_every"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"--{name.replace('_', '-')} must not be negative, got {value}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be a finite number >= 0, got {value}")
+        for name in ("seed", "class_order"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} is a whole number >= 0, got {getattr(self, name)}")
+        if not 0 <= self.reptile_rate <= 1:
+            raise ValueError(f"--reptile-rate must be from 0 to 1, got {self.reptile_rate}")
         if self.strategy != "rehearsal" and (self.loss != "cross_entropy" or self.loss_options):
             raise ValueError(f"--loss is for --strategy rehearsal, {self.strategy} has a loss of its own")
         if self.momentum and self.optimizer != "sgd":

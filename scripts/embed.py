@@ -42,14 +42,19 @@ def main(
         seed: of the dictionary.
         threads: CPU threads of torch.
     """
+    for option, value, least in (("atoms", atoms, 1), ("seed", seed, 0), ("threads", threads, 1)):
+        if value < least:
+            sys.exit(f"ValueError: --{option} must be at least {least}, got {value}")
     torch.set_num_threads(threads)
     start = time.perf_counter()
     try:
         images = DATA[name](data)
+        out.parent.mkdir(parents=True, exist_ok=True)  # before the work, which takes minutes
         vectors = benchmarks.embedded(images, benchmarks.PatchEmbedding(images.x_train, atoms, seed=seed))
     except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+        # There is no option to download here.
+        cure = str(error).replace("pass download=True", "fetch them by scripts/train.py --download")
+        sys.exit(f"{type(error).__name__}: {cure}")
     splits = {field: getattr(vectors, field).numpy() for field in ("x_train", "y_train", "x_test", "y_test")}
     np.savez(out, **splits, classes=np.array(images.class_names))
     print(f"{out}: {tuple(splits['x_train'].shape)} rows in {time.perf_counter() - start:.0f} s")

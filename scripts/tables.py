@@ -105,14 +105,23 @@ def make_stream(config: Config) -> Stream:
 # -- networks ---------------------------------------------------------------------------------------------
 
 
+def _fitting(stream: Stream) -> str:
+    """What takes the rows of any stream of that kind."""
+    return "bag_of_words or word_window" if stream.data.are_ids else "mlp"
+
+
 def _mlp(stream: Stream, seed: int) -> torch.nn.Module:
+    if stream.data.are_ids:
+        raise ValueError(f"{stream.name} holds token ids; use --model {_fitting(stream)}")
     return benchmarks.mlp(inputs=stream.data.shape.numel(), classes=stream.classes, seed=seed)
 
 
 def _image(stream: Stream) -> tuple[int, int, int]:
     """Channels, height and width in pixels."""
     if len(stream.data.shape) != 3:
-        raise ValueError(f"{stream.name} has rows of shape {list(stream.data.shape)}, no images; use --model mlp")
+        raise ValueError(
+            f"{stream.name} has rows of shape {list(stream.data.shape)}, no images; use --model {_fitting(stream)}"
+        )
     channels, height, width = stream.data.shape
     return channels, height, width
 

@@ -23,7 +23,11 @@ def command(defaults: Config) -> None:
     from experiment import Experiment
 
     try:
-        Experiment(config).run()
+        try:
+            experiment = Experiment(config)
+        except TypeError as error:  # the types of the user's data; in training it would be an error of ours
+            sys.exit(f"TypeError: {error}")
+        experiment.run()
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise

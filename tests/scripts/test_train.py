@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -176,7 +178,17 @@ def test_resuming_anywhere_equals_not_stopping(
         ({"strategy": "er", "loss": "derpp"}, "--loss is for --strategy rehearsal, er has a loss of its own"),
         ({"strategy": "rehearsal", "loss": "magic"}, "unknown loss 'magic'; there are cross_entropy, weighted,"),
         ({"strategy": "rehearsal", "loss": "weighted"}, "looks at a column 'weight'.* Use another loss"),
-        ({"lr": -1.0}, "--lr must not be negative"),
+        ({"lr": -1.0}, "--lr must be a finite number >= 0, got -1.0"),
+        ({"lr": math.inf}, "--lr must be a finite number >= 0, got inf"),
+        ({"seed": -1}, "--seed is a whole number >= 0, got -1"),
+        ({"class_order": -1}, "--class-order is a whole number >= 0, got -1"),
+        ({"reptile_every": 2, "reptile_rate": math.nan}, "--reptile-rate must be from 0 to 1, got nan"),
+        ({"tasks": 3}, "10 classes do not divide into 3 tasks; take a number that divides them"),
+        (
+            {"stream": "split_text", "model": "mlp"},
+            "split_documentation holds token ids; use --model bag_of_words",
+        ),
+        ({"stream": "split_text", "model": "convnet"}, "no images; use --model bag_of_words"),
         ({"stream": "split_mnist", "data": "nowhere"}, "nowhere"),
         ({"resume": True, "name": "never"}, "no checkpoint"),
         ({"stream": "permuted_mnist", "per_class": 3}, "takes neither"),
@@ -269,3 +281,35 @@ def test_help(script: str, tmp_path: Path) -> None:
             text=True,
         )
     )
+
+
+def test_types_of_the_data_are_told_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from config import Config
+    from train import command
+
+    rows = np.zeros((4, 2), np.float32)
+    np.savez(tmp_path / "mine.npz", x_train=rows, y_train=rows[:, 0], x_test=rows, y_test=rows[:, 0])
+    np.save(tmp_path / "mine.npy", rows)
+    for name, message in {
+        "mine.npz": "TypeError: y_train in .* is float32; expected integers",
+        "mine.npy": "it holds a single array.*; expected plain arrays x_train",
+    }.items():
+        monkeypatch.setattr("sys.argv", ["train.py", "--stream", "split_npz", "--data", str(tmp_path / name)])
+        with pytest.raises(SystemExit, match=message):
+            command(Config(out=str(tmp_path / "runs")))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"atoms": 0}, "--atoms must be at least 1, got 0"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"threads": 0}, "--threads must be at least 1, got 0"),
+        ({}, r"nowhere.*fetch them by scripts/train.py --download"),
+    ],
+)
+def test_an_embedding_that_cannot_be_is_told(options: dict[str, int], message: str, tmp_path: Path) -> None:
+    from embed import main
+
+    with pytest.raises(SystemExit, match=message):
+        main("mnist", tmp_path / "e.npz", data="nowhere", **options)
