@@ -279,7 +279,7 @@ class Buffer:
         retrieval = retrieval or self.retrieval
         if not len(slots) or not self.observed(retrieval):
             return
-        values = torch.as_tensor(losses).detach()
+        slots, values = np.asarray(slots), torch.as_tensor(losses).detach()
         if values.shape != (len(slots),):
             raise ValueError(f"{len(slots)} replayed rows need one loss each, got losses {list(values.shape)}")
         _, last = np.unique(slots[::-1], return_index=True)
@@ -382,7 +382,9 @@ class Buffer:
                 finite = math.isfinite(np.vdot(array, array))
             # torch does not compute with every kind of 8-bit floats.
             if not finite and not bool((value.float() if value.dtype.itemsize == 1 else value).isfinite().all()):
-                raise ValueError(f"column {name!r} holds NaN or infinity; nothing was stored")
+                diverged = " (a network that diverges gives them: lower the learning rate)"
+                cure = diverged if name in ("logits", LOSS) else ""
+                raise ValueError(f"column {name!r} holds NaN or infinity; nothing was stored{cure}")
 
     def _refuse(self) -> NoReturn:
         raise RuntimeError(
@@ -401,7 +403,7 @@ class Buffer:
             # A model, unlike a batch, cannot be checked before something is drawn.
             with _cached(probe), taken_back(self.rng):
                 return self.policy.plan(batch, self.store, self.rng, probe)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             message = error.args[0] if error.args else error
             raise type(error)(f"{self._policy_name}: {message} [batch {describe(batch)}]") from error
 

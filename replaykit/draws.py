@@ -44,9 +44,7 @@ def weighted(weights: NDArray[np.float64], n: int, rng: np.random.Generator, rep
     if replace:
         return rng.choice(len(weights), n, p=weights / weights.sum())
     positive = np.flatnonzero(weights > 0)
-    if n >= len(positive):
-        return positive
     # log U / w: keys of Efraimidis and Spirakis in log form, which does not collapse for large weights.
     keys = np.log1p(-rng.random(len(positive))) / weights[positive]
-    top = np.argpartition(keys, -n)[-n:]
+    top = np.argpartition(keys, -n)[-n:] if n < len(keys) else np.arange(len(keys))
     return positive[top[np.argsort(-keys[top])]]

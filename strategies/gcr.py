@@ -126,7 +126,7 @@ class GCRLoss:
         if embedding not in ("logits", "features"):
             raise ValueError(f"embedding is 'logits' or 'features', got {embedding!r}")
         self.alpha, self.beta, self.gamma, self.temperature = alpha, beta, gamma, temperature
-        self.embed: Callable[[Model, Batch], Tensor] = outputs if embedding == "logits" else Features()
+        self.embed: Callable[[Model, Batch], Tensor] = _active if embedding == "logits" else Features()
 
     def __call__(self, model: Model, draw: Draw) -> Tensor:
         terms: list[Tensor] = []
@@ -229,6 +229,12 @@ class CoresetReplay(PooledReplay):
             )
             self._probed.loss = self.terms.of_rows
         return self._probed if self._needs_probe else None
+
+
+def _active(model: Model, batch: Batch) -> Tensor:
+    """Logits [n, c] with 0 for the units that `IncrementalClassifier` switches off by -1000."""
+    z = outputs(model, batch)
+    return z.masked_fill(z.detach() == -1000, 0.0)
 
 
 def mixture(parts: Sequence[Batch]) -> Batch:

@@ -69,6 +69,13 @@ def test_weighted_without_replacement_is_successive_sampling() -> None:
     assert stats.chisquare(first, weights / weights.sum() * 3000).pvalue > RARE
 
 
+def test_weighted_without_replacement_of_all_rows_comes_in_the_order_of_the_draws() -> None:
+    weights, rng = np.array([1.0, 0.0, 2.0, 3.0]), np.random.default_rng(0)
+    drawn = np.array([weighted(weights, 4, rng) for _ in range(3000)])
+    assert (np.sort(drawn, 1) == [0, 2, 3]).all()
+    assert stats.chisquare(np.bincount(drawn[:, 0])[[0, 2, 3]], [500, 1000, 1500]).pvalue > RARE
+
+
 def test_weighted_without_replacement_returns_what_has_weight() -> None:
     weights = np.array([0.0, 2.0, 0.0, 1e-300, 1e300])
     assert sorted(weighted(weights, 10, np.random.default_rng(0)).tolist()) == [1, 3, 4]

@@ -219,6 +219,11 @@ class Replay(SupervisedPlugin):
 
     def _check_names(self) -> None:
         """What the stream brings is known from its first mini-batch on."""
+        if self.store_logits and "logits" in self._names:
+            raise ValueError(
+                "the stream has a column 'logits', and this replay stores those of its own training steps under "
+                "that name; rename the stream's"
+            )
         given = {*self._names, *(["logits"] * self.store_logits), *([LOSS] * self.store_loss)}
         by = self.retrieval or self.buffer.retrieval
         check_retrieval(self.buffer, by, given)

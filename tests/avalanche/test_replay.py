@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from torch import nn
 from replaykit import Buffer, policies
 from replaykit.augment import Views, views
 from replaykit.avalanche import Replay
+from replaykit.benchmarks import digits, split
 from replaykit.losses import CrossEntropy, DERpp, MSELogits
 from replaykit.retrieval import ClassBalanced, GuidedRetrieval, Uniform
 from replaykit.strategies import DERpp as DERppStrategy
@@ -188,6 +190,16 @@ def test_stored_logits_are_the_outputs_of_the_step_bit_for_bit(joint: bool) -> N
     assert not buffer["logits"].requires_grad
     # The stored x is raw, although the view that gave the logits was not.
     assert set(buffer["x"][:, 0].tolist()) == set(rows()[0][:, 0].tolist())
+
+
+def test_logits_of_the_stream_are_not_replaced_without_a_word() -> None:
+    data = digits()
+    stream = split(replace(data, columns={"logits": torch.zeros(len(data.y_train)).double()}), 5, as_float=True)
+    made = DERppStrategy(
+        buffer=Buffer(9, policies.Reservoir()), **template(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    )
+    with pytest.raises(ValueError, match="the stream has a column 'logits', and this replay stores .*rename the"):
+        made.train(stream.train_stream[0])
 
 
 def test_growing_heads_are_matched_on_the_logits_they_had() -> None:

@@ -150,7 +150,7 @@ def test_rows_that_were_never_replayed_have_the_largest_known_priority() -> None
     buffer.add(rows(2, first=3))
     buffer.draw(1)
     assert buffer["priority"].tolist() == [0.5, 3.0, 1.0, 3.0, 3.0]
-    buffer.observe(np.array([1, 3]), torch.tensor([0.25, 0.75]))
+    buffer.observe([1, 3], torch.tensor([0.25, 0.75]))  # a list will do
     assert buffer["priority"].tolist() == [0.5, 0.25, 1.0, 0.75, 3.0]
     buffer.observe(np.array([4, 4]), torch.tensor([9.0, 0.125]))  # of a slot that comes twice the last loss
     assert buffer["priority"][4] == 0.125

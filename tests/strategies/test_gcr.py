@@ -113,6 +113,16 @@ def test_what_is_contrasted_are_the_outputs_or_the_features() -> None:
         assert found == pytest.approx(sum(each) / 8, rel=1e-4)
 
 
+def test_units_that_were_switched_off_are_not_contrasted() -> None:
+    x, x2 = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    batch = {"y": torch.tensor([0, 1, 0, 1]), "weight": torch.ones(4)}
+    found = []
+    for off in (0.0, -1000.0):  # the model of `loss_of` answers with its inputs
+        seen, again = (functional.pad(view, (0, 2), value=off) for view in (x, x2))
+        found.append(loss_of({**batch, "x": seen, "x2": again}, gamma=1.0))
+    assert found[1] == found[0]
+
+
 def test_a_term_without_coefficient_draws_nothing() -> None:
     drawn: list[int] = []
 
