@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from replaykit.augment import Views
 from replaykit.avalanche import Template
+from replaykit.avalanche.fit import check_features
 from replaykit.avalanche.pooled import PooledReplay
 from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.contrastive import supervised_contrastive
@@ -91,10 +92,13 @@ class GCR(Template):
         plugins: Sequence[Any] | None = None,
         **template: Any,
     ) -> None:
+        loss = GCRLoss(alpha, beta, gamma, temperature, embedding)
+        if gamma:
+            check_features(model, loss)
         self.replay = CoresetReplay(
             buffer,
             Buffer(reservoir_size, Reservoir(), device=buffer.device, seed=seed),
-            GCRLoss(alpha, beta, gamma, temperature, embedding),
+            loss,
             correct_only,
             batch_size_mem=batch_size_mem,
             views=views,
@@ -126,7 +130,7 @@ class GCRLoss:
         if embedding not in ("logits", "features"):
             raise ValueError(f"embedding is 'logits' or 'features', got {embedding!r}")
         self.alpha, self.beta, self.gamma, self.temperature = alpha, beta, gamma, temperature
-        self.embed: Callable[[Model, Batch], Tensor] = _active if embedding == "logits" else Features()
+        self.embedding: Callable[[Model, Batch], Tensor] = _active if embedding == "logits" else Features()
 
     def __call__(self, model: Model, draw: Draw) -> Tensor:
         terms: list[Tensor] = []
@@ -141,7 +145,7 @@ class GCRLoss:
             batch = draw()
             twice = {name: torch.cat((rows, rows)) for name, rows in batch.items() if name != "x2"}
             twice["x"] = torch.cat((batch["x"], batch["x2"]))
-            z = self.embed(model, twice)
+            z = self.embedding(model, twice)
             terms.append(
                 self.gamma * supervised_contrastive(z, twice["y"], self.temperature, twice["weight"].to(z.dtype))
             )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from replaykit.augment import Views
 from replaykit.avalanche import Replay, Template
+from replaykit.avalanche.fit import check_features
 from replaykit.avalanche.pooled import PooledReplay
 from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.losses import CrossEntropy, ReplayLoss
@@ -35,8 +36,8 @@ class Rehearsal(Template):
         template: arguments of Avalanche's `SupervisedTemplate`.
 
     Raises:
-        ValueError: parts that do not fit each other, as told by `replaykit.avalanche.Replay`; `update` beside
-            `candidates`; candidates that are the memory itself.
+        ValueError: parts that do not fit each other, as told by `replaykit.avalanche.Replay`; a loss of features
+            with a model that takes task labels; `update` beside `candidates`; candidates that are the memory.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Rehearsal(Template):
         plugins: Sequence[Any] | None = None,
         **template: Any,
     ) -> None:
+        loss = CrossEntropy() if loss is None else loss
+        check_features(model, loss)
         options: dict[str, Any] = {
-            "loss": CrossEntropy() if loss is None else loss,
+            "loss": loss,
             "store_logits": store_logits,
             "views": views,
             "retrieval": retrieval,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
+
+from avalanche.models.utils import is_multi_task_module
 
 from replaykit.buffer import AnyRetrieval, Buffer
-from replaykit.losses import ReplayLoss, columns_of
+from replaykit.losses import Features, ReplayLoss, columns_of
 from replaykit.store import LOSS, REPLAYED
 
 # Columns that policies and retrievals write; other names may come with the data.
@@ -67,6 +70,24 @@ def check_loss(
     supplied = {"logits", LOSS, *getattr(retrieval, "gives", ())}
     read = () if loss is None else [name for name in columns_of(loss) or () if name not in supplied]
     _check_columns(buffer, _name(loss), "loss", read, given)
+
+
+def check_features(model: Any, loss: ReplayLoss) -> None:
+    """Refuse a loss, or a part of a sum, that looks for features in a model that takes task labels.
+
+    Raises:
+        ValueError: names the loss, the model and the cure.
+    """
+    if not is_multi_task_module(model):
+        return
+    for part in getattr(loss, "losses", (loss,)):
+        embedding = getattr(part, "embedding", None)
+        if isinstance(embedding, Features) and not callable(embedding.source):
+            raise ValueError(
+                f"{_name(part)} compares features of all classes in one space, and {type(model).__name__} takes "
+                "task labels, so that they cannot be found in it; give the loss features=, a function of x, or "
+                "choose a model without task labels"
+            )
 
 
 def _name(part: object) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from avalanche.models import MTSimpleMLP
 from small_streams import STREAMS, minibatches, mlp, no_warnings, parameters, template, unlabelled
 from torch.nn import functional
 
@@ -203,6 +204,16 @@ def test_candidates_are_kept_by_any_policy_and_come_without_what_it_wrote(kind: 
 def test_what_does_not_fit_is_refused_before_training(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Rehearsal(**{"buffer": memory(), **options}, **template())
+
+
+@pytest.mark.parametrize("loss", [SupCon(), AML(), Sum(CrossEntropy(), SupCon())])
+def test_features_of_models_with_task_labels_are_refused_before_training(loss: Any) -> None:
+    model = MTSimpleMLP(input_size=6, hidden_size=4)
+    with pytest.raises(
+        ValueError, match=r"compares features .*, and MTSimpleMLP takes task labels.* a function of x"
+    ):
+        Rehearsal(buffer=memory(), loss=loss, **template(model))
+    Rehearsal(buffer=memory(), loss=SupCon(features=model.features), **template(model))
 
 
 def test_every_argument_is_documented() -> None:
