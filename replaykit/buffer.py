@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from replaykit.draws import taken_back
 from replaykit.plan import NOTHING, FunctionPolicy, Plan, Policy
 from replaykit.retrieval import GuidedRetrieval, Retrieval, Uniform
 from replaykit.store import LOSS, REPLAYED, Batch, IntArray, Store, check_capacity, describe
@@ -309,14 +308,9 @@ class Buffer:
         if self._torn:
             self._refuse()
         check_capacity(capacity)
-        policy, rng = self.policy.state_dict(), self.rng.bit_generator.state
-        try:
+        with self._or_as_before():
             keep = self.policy.resize(self.store, capacity, self.rng, grow)
             self.store.rearrange(keep, capacity)
-        except BaseException:
-            self.policy.load_state_dict(policy)
-            self.rng.bit_generator.state = rng
-            raise
 
     def clear(self) -> None:
         """Forget all rows and all state of the policy; the generators go on."""
@@ -353,13 +347,9 @@ class Buffer:
                 f"the saved memory was kept by {state['policy']}, this one by {type(self.policy).__name__}"
             )
         rng, draws = _generator(state["rng"]), _generator(state["draws"])
-        before = self.policy.state_dict()
-        self.policy.load_state_dict(state["policy_state"])
-        try:
+        with self._or_as_before():
+            self.policy.load_state_dict(state["policy_state"])
             self.store.load_state_dict(state["store"])
-        except BaseException:
-            self.policy.load_state_dict(before)
-            raise
         self.rng, self.draws, self._torn = rng, draws, False
         self._begin_counts()
 
@@ -397,27 +387,37 @@ class Buffer:
             self.store.note(REPLAYED, 0.0)
 
     def _plan(self, batch: Batch, probe: Probe | None) -> Plan:
+        # What a model answers, unlike a batch, cannot be checked before something is drawn.
+        late = self.policy.needs or self.policy.fails_late
+        drawn = self.rng.bit_generator.state if late else None
         try:
-            if not self.policy.needs:
+            with _cached(probe) if self.policy.needs else _UNCACHED:
                 return self.policy.plan(batch, self.store, self.rng, probe)
-            # A model, unlike a batch, cannot be checked before something is drawn.
-            with _cached(probe), taken_back(self.rng):
-                return self.policy.plan(batch, self.store, self.rng, probe)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except BaseException as error:
+            if drawn is not None:
+                self.rng.bit_generator.state = drawn
+            if not isinstance(error, (ValueError, KeyError, TypeError, IndexError)):
+                raise
             message = error.args[0] if error.args else error
             raise type(error)(f"{self._policy_name}: {message} [batch {describe(batch)}]") from error
 
     def _plan_and_apply(self, batch: Batch, probe: Probe | None) -> Plan:
         """For a batch with columns that have to be made first: if there is no room, nothing has changed."""
-        policy, rng = self.policy.state_dict(), self.rng.bit_generator.state
-        plan = self._plan(batch, probe)
-        try:
+        with self._or_as_before():
+            plan = self._plan(batch, probe)
             self._apply(plan, batch, False)
+        return plan
+
+    @contextmanager
+    def _or_as_before(self) -> Iterator[None]:
+        """After an error within, policy and generator are as they were; the table sees to itself."""
+        policy, rng = self.policy.state_dict(), self.rng.bit_generator.state
+        try:
+            yield
         except BaseException:
             self.policy.load_state_dict(policy)
             self.rng.bit_generator.state = rng
             raise
-        return plan
 
     def _apply(self, plan: Plan, batch: Batch, direct: bool) -> None:
         store, revision = self.store, plan.revise

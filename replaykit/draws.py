@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 from numpy.typing import NDArray
 
 from replaykit.store import IntArray
-
-
-@contextmanager
-def taken_back(rng: np.random.Generator) -> Iterator[None]:
-    """Within the body an error leaves the generator as it was."""
-    state = rng.bit_generator.state
-    try:
-        yield
-    except BaseException:
-        rng.bit_generator.state = state
-        raise
 
 
 def distinct(n: int, k: int, rng: np.random.Generator) -> IntArray:

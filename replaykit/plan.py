@@ -83,6 +83,9 @@ class Policy:
     observes: tuple[str, ...] = ()
     #: Whether it looks at the notes ``replayed``, which count how often each stored row was drawn.
     counts: bool = False
+    #: Whether `plan` can fail after it has drawn, as a selection can; so can all that have `needs`. The generator
+    #: is then put back, which costs a microsecond an add.
+    fails_late: bool = False
     #: Columns that it writes beside the batch's; None: it does not say.
     writes: tuple[str, ...] | None = None
 

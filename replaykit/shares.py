@@ -33,11 +33,12 @@ def largest_remainders(shares: NDArray[np.float64] | IntArray, n: int) -> IntArr
 
 
 def systematic(shares: NDArray[np.float64], n: int, u: float) -> IntArray:
-    """Numbers of rows [k] for shares [k] that sum to 1.
+    """`n` in whole parts [k] by shares [k], n · share / Σ shares on average over `u`, and within 1 of it always.
 
-    They are n · share on average over `u`, uniform on [0, 1), and within 1 of it always.
+    Args:
+        u: uniform on [0, 1).
     """
-    ends = np.append(0.0, np.cumsum(shares) * n)
+    ends = np.append(0.0, np.cumsum(shares / shares.sum()) * n)
     ends[-1] = n
     whole = np.floor(ends)
     rows: IntArray = np.diff(whole + (ends - whole > u)).astype(np.int64)

@@ -19,9 +19,10 @@ from replaykit.buffer import AnyRetrieval, Buffer
 from replaykit.contrastive import supervised_contrastive
 from replaykit.gradients import cross_entropy, squared_error, weighted
 from replaykit.losses import Draw, Features, Model, outputs
+from replaykit.policies.joined import together
 from replaykit.policies.reservoir import Reservoir
 from replaykit.probe import Probe
-from replaykit.store import WIDTH, Batch, IntArray
+from replaykit.store import Batch, IntArray
 
 _NONE: IntArray = np.empty(0, np.int64)
 _SQUARED = squared_error()
@@ -218,7 +219,8 @@ class CoresetReplay(PooledReplay):
             parts.append(_weighted(self.buffer.drawn(slots, self.retrieval)))
         if of_pool:
             parts.append(_weighted(self.pool.read(self.pool.draw(of_pool))))
-        batch = {name: rows.to(strategy.device, non_blocking=True) for name, rows in mixture(parts).items()}
+        mixture = together(parts, {"logits"})
+        batch = {name: rows.to(strategy.device, non_blocking=True) for name, rows in mixture.items()}
         if self.terms.gamma:
             batch["x2"] = batch["x"] if self.views is None else self.views.train(batch["x"])
         if self.views is not None:
@@ -239,27 +241,6 @@ def _active(model: Model, batch: Batch) -> Tensor:
     """Logits [n, c] with 0 for the units that `IncrementalClassifier` switches off by -1000."""
     z = outputs(model, batch)
     return z.masked_fill(z.detach() == -1000, 0.0)
-
-
-def mixture(parts: Sequence[Batch]) -> Batch:
-    """Rows of several batches as one, of the columns that all have.
-
-    Logits of different widths are filled up with zeros, and ``logits_width`` says how many a row has.
-    """
-    widths = [part["logits"].shape[1] if "logits" in part else 0 for part in parts]
-    if len(set(widths)) == 1 and not any("logits" + WIDTH in part for part in parts):
-        padded = list(parts)
-    else:
-        padded = [_padded(part, width, max(widths)) for part, width in zip(parts, widths, strict=True)]
-    names = [name for name in padded[0] if all(name in part for part in padded)]
-    return {name: torch.cat([part[name] for part in padded]) for name in names}
-
-
-def _padded(part: Batch, width: int, widest: int) -> Batch:
-    n, device = len(part["y"]), part["y"].device
-    logits = part.get("logits", torch.zeros(n, 0, device=device))
-    held = part.get("logits" + WIDTH, torch.full((n,), width, device=device))
-    return {**part, "logits": functional.pad(logits, (0, widest - width)), "logits" + WIDTH: held}
 
 
 def _weighted(rows: Batch) -> Batch:

@@ -1,6 +1,7 @@
 """An add that fails leaves the memory as it was; what a draw does not need it does not copy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -180,6 +181,20 @@ def test_a_write_that_is_broken_off_is_never_taken_for_a_memory(make, monkeypatc
     assert buffer.add(rows(3)) == 3
 
 
+@contextmanager
+def no_second_column(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within, the second column that a table makes finds no room."""
+    real, calls = Store._allocate, []
+
+    def second(*args: object) -> object:
+        calls.append(1)
+        return explode() if len(calls) == 2 else real(*args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_allocate", second)
+        yield
+
+
 @pytest.mark.parametrize("make", POLICIES)
 @pytest.mark.parametrize("capacity", [5, 20, 10**13])
 def test_no_room_to_resize_leaves_everything(make, capacity: int, monkeypatch) -> None:
@@ -189,16 +204,9 @@ def test_no_room_to_resize_leaves_everything(make, capacity: int, monkeypatch) -
         memory.add({**rows(7), "logits": torch.ones(7, 2)})
         memory.add({**rows(1, 7), "logits": torch.ones(1, 3)})
         memory.sample(3)
-    before, real, calls = state(buffer), Store._allocate, []
-
-    def second(*args: object) -> object:
-        calls.append(1)
-        return explode() if len(calls) == 2 else real(*args)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "_allocate", second)
-        with pytest.raises(MemoryError):
-            buffer.resize(capacity, grow="naive")
+    before = state(buffer)
+    with no_second_column(monkeypatch), pytest.raises(MemoryError):
+        buffer.resize(capacity, grow="naive")
     assert same(before, state(buffer)) and buffer.capacity == 8
     for memory in (buffer, twin):
         memory.resize(5)
@@ -212,16 +220,9 @@ def test_no_room_for_a_saved_memory_leaves_the_present_one(make, monkeypatch) ->
     source, buffer = Buffer(8, make(), seed=0), Buffer(8, make(), seed=1)
     source.add(rows(30))
     buffer.add(rows(5, 40))
-    before, real, calls = state(buffer), Store._allocate, []
-
-    def second(*args: object) -> object:
-        calls.append(1)
-        return explode() if len(calls) == 2 else real(*args)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "_allocate", second)
-        with pytest.raises(MemoryError, match="no room"):
-            buffer.load_state_dict(source.state_dict())
+    before = state(buffer)
+    with no_second_column(monkeypatch), pytest.raises(MemoryError, match="no room"):
+        buffer.load_state_dict(source.state_dict())
     assert same(before, state(buffer))
     assert buffer.add(rows(30, 50)) > 0
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replaykit.draws import distinct, taken_back
+from replaykit.draws import distinct
 from replaykit.gradients.rows import take
 from replaykit.plan import Plan, Policy, check_growth, labels, row_count
 from replaykit.policies.joined import joined
@@ -72,6 +72,7 @@ class Coreset(Policy):
         [0, 0, 1, 1]
     """
 
+    fails_late = True
     writes: tuple[str, ...] = (WEIGHT, RANK)
 
     def __init__(
@@ -111,14 +112,6 @@ class Coreset(Policy):
                 finite(arrivals["x"], type(self).__name__, "x")
             columns = {WEIGHT: torch.ones(n, dtype=torch.float64), RANK: torch.full((n,), -1)}
             return Plan(np.arange(n), free, columns, distinct=True)
-        with taken_back(rng):
-            return self._selection(arrivals, store, room, rng, probe)
-
-    def _selection(
-        self, arrivals: Batch, store: Store, room: int, rng: np.random.Generator, probe: Probe | None
-    ) -> Plan:
-        """The plan that keeps `room` of the stored rows and the arrivals."""
-        n = row_count(arrivals)
         taking_part = self._taking_part(n, rng)
         slots = np.sort(store.filled)
         candidates = take(arrivals, torch.from_numpy(taking_part))

@@ -35,7 +35,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replaykit.draws import taken_back
 from replaykit.plan import Plan, Policy, check_growth, labels, row_count
 from replaykit.policies.coreset import (
     RANK,
@@ -89,6 +88,7 @@ class GreedyCoreset(Policy):
     """
 
     per_task = True
+    fails_late = True
     columns: tuple[str, ...] = ("y",)
     writes = (WEIGHT, RANK, SLOT, BATCHES)
 
@@ -123,10 +123,6 @@ class GreedyCoreset(Policy):
         labels(arrivals)
         check_own_columns(arrivals, {WEIGHT, RANK, SLOT, BATCHES})
         check_held(arrivals, self.columns)
-        with taken_back(rng):
-            return self._selection(arrivals, store, rng, probe)
-
-    def _selection(self, arrivals: Batch, store: Store, rng: np.random.Generator, probe: Probe | None) -> Plan:
         held = _in_order(store)
         stored = _slots(store, held)
         if self.layout == "tasks":

@@ -86,10 +86,9 @@ class MixedSources:
         open_, left = share > 0, n
         while left and open_.any():
             shares = np.where(open_, share, 0.0)
-            if self.rounding == "largest":
-                wanted = largest_remainders(shares, left)
-            else:
-                wanted = systematic(shares / shares.sum(), left, u)
+            wanted = (
+                largest_remainders(shares, left) if self.rounding == "largest" else systematic(shares, left, u)
+            )
             short = open_ & (wanted >= stored)
             if not (open_ & (wanted > stored)).any():
                 return rows + wanted

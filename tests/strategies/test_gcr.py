@@ -29,9 +29,10 @@ from replaykit import Buffer, policies
 from replaykit.augment import Views
 from replaykit.gradients import cross_entropy, squared_error, weighted
 from replaykit.losses import TaskAware
+from replaykit.policies.joined import together
 from replaykit.probe import Probe
 from replaykit.strategies import GCR
-from replaykit.strategies.gcr import GCRLoss, mixture
+from replaykit.strategies.gcr import GCRLoss
 from replaykit.testing import same
 
 LN2, LN4 = math.log(2), math.log(4)
@@ -182,13 +183,13 @@ def test_how_many_rows_come_from_the_reservoir(
 def test_a_mixture_has_the_columns_of_both_and_fills_up_narrow_logits() -> None:
     one = {"x": torch.zeros(2, 3), "y": torch.zeros(2), "logits": torch.ones(2, 2), "rank": torch.zeros(2)}
     other = {"x": torch.ones(1, 3), "y": torch.ones(1), "logits": torch.full((1, 4), 2.0)}
-    both = mixture([one, other])
+    both = together([one, other], {"logits"})
     assert set(both) == {"x", "y", "logits", "logits_width"} and both["x"].shape == (3, 3)
     assert both["logits"].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [2, 2, 2, 2]]
     assert both["logits_width"].tolist() == [2, 2, 4]
     plain = {name: column for name, column in one.items() if name != "logits"}
-    assert mixture([plain, other])["logits_width"].tolist() == [0, 0, 4]
-    assert set(mixture([one, one])) == set(one)
+    assert together([plain, other], {"logits"})["logits_width"].tolist() == [0, 0, 4]
+    assert set(together([one, one], {"logits"})) == set(one)
 
 
 # -- every step -----------------------------------------------------------------------------------
